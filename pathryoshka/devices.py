@@ -1,0 +1,39 @@
+"""What a run asks of a cluster: logical CPUs for a session of its own, GPUs for its pools and workers."""
+
+from __future__ import annotations
+
+import os
+
+import ray
+
+from pathryoshka import config
+from pathryoshka.teachers.pool import flat_resources, placement
+
+
+class DeviceError(RuntimeError):
+    """The devices that a run asks for are not there; the sentence says how many are needed."""
+
+
+def logical_cpus(run: config.Run) -> int:
+    """CPUs a local session must announce so that every stage of the run has its own."""
+    teachers = sum(flat_resources(placement(t, False)).get("CPU", 0) * t.replicas for t in run.teachers.models.values())
+    workers = max(run.worker_counts) * run.train.resources_per_worker.get("CPU", 1)
+    return max(os.cpu_count() or 1, int(teachers + workers) + run.data.read_tasks + 3)
+
+
+def refuse_too_few_devices(run: config.Run) -> None:
+    """A local session cannot grow, so what it lacks is said at once; a cluster is waited for."""
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    have = ray.cluster_resources()
+    need: dict[str, float] = {}
+    for teacher in run.teachers.models.values():
+        for key, value in flat_resources(placement(teacher, have.get("GPU", 0) > 0)).items():
+            need[key] = need.get(key, 0) + value * teacher.replicas
+    need["GPU"] = need.get("GPU", 0) + (max(run.worker_counts) if run.train.device == "cuda" else 0)
+    for key, value in need.items():
+        if value > have.get(key, 0):
+            raise DeviceError(
+                f"the pools need {value:g} {key} and this machine has {have.get(key, 0):g}; lower "
+                "teachers.models.<name>.replicas or num_gpus, set device=cpu, or point RAY_ADDRESS at a larger cluster"
+            )

@@ -1,0 +1,129 @@
+"""DeepSpeed, and nothing else of the project knows it: build an engine, save it, load it at any world size."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pathryoshka import config
+
+TAG = "engine"
+
+
+class EngineError(RuntimeError):
+    """An engine that cannot be built or restored, and what to do."""
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed without its C++ operator for CPU collectives, so that no machine needs a compiler.
+
+    On a CPU, DeepSpeed would compile `deepspeed_shm_comm` (95 s) before the first step to speed up collectives within
+    a node; gloo does the same work without it. GPU runs use NCCL and never reach that code.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def deepspeed_config(run: config.Run, world_size: int, universal: bool) -> dict[str, Any]:
+    train = run.train
+    zero: dict[str, Any] = {"stage": train.zero_stage, "stage3_param_persistence_threshold": 0}
+    if train.offload and train.zero_stage:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": train.micro_batch,
+        "gradient_accumulation_steps": train.global_batch // (train.micro_batch * world_size),
+        "gradient_clipping": run.optim.clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": train.precision == "bf16"},
+        "checkpoint": {"load_universal": universal},
+        "steps_per_print": 10**9,
+    }
+
+
+def build_engine(module: nn.Module, run: config.Run, world_size: int, *, universal: bool = False) -> Any:
+    """A DeepSpeed engine around `module` with AdamW.
+
+    Torch's AdamW, not DeepSpeed's: the latter compiles a C++ operator at first use. Weights with fewer than two
+    dimensions (norms, biases) are not decayed.
+    """
+    deepspeed = import_deepspeed()
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": run.optim.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=run.optim.lr, betas=run.optim.betas)
+    with silent():
+        engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=deepspeed_config(run, world_size, universal)
+        )
+    return engine
+
+
+def set_lr(engine: Any, lr: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+
+
+def save(engine: Any, to: Path) -> None:
+    """Writes this rank's share; every rank must call it."""
+    with silent():
+        engine.save_checkpoint(str(to), tag=TAG, save_latest=False)
+
+
+def restore(engine: Any, at: Path, *, universal: bool) -> None:
+    """Loads weights and optimizer; every rank must call it.
+
+    Raises:
+        EngineError: DeepSpeed found nothing to load, which it would otherwise only warn about.
+    """
+    with silent():
+        path, _ = engine.load_checkpoint(str(at), tag=f"{TAG}_universal" if universal else TAG)
+    if path is None:
+        raise EngineError(f"DeepSpeed found no checkpoint under {at}")
+
+
+def to_universal(at: Path, zero_stage: int) -> None:
+    """Converts a fetched ZeRO checkpoint in place, so that another number of workers can load it."""
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--input_folder", str(at / TAG), "--output_folder", str(at / f"{TAG}_universal")]
+    command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    command += ["--inject_missing_state"] if zero_stage < 3 else []
+    env = os.environ if torch.cuda.is_available() else {**os.environ, "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise EngineError(f"the checkpoint could not be converted for another number of workers: {done.stderr[-800:]}")
+
+
+def full_weights(at: Path, zero_stage: int) -> dict[str, torch.Tensor]:
+    """The module's weights in fp32 from a fetched checkpoint of any stage and world size."""
+    if zero_stage == 0:
+        states = torch.load(at / TAG / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+        return {name: value.float() for name, value in states["module"].items()}
+    import_deepspeed()
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with silent():
+        return dict(get_fp32_state_dict_from_zero_checkpoint(str(at), tag=TAG))
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """DeepSpeed prints to stdout whatever the log level; the run's own lines are what people should see."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield

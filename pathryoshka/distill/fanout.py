@@ -1,0 +1,83 @@
+"""One micro-batch to every teacher at once, and the answers joined: the stage between views and the student.
+
+A thin asynchronous actor of the Ray Data graph. It writes the views to the object store once, asks the least loaded
+replica of each teacher in parallel, and repeats what was lost with a replica. Who the replicas are comes from the
+pool's `Directory`, so one that joins later is used and one that left is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+RETRY_S = 0.5
+REFRESH_S = 2.0
+
+
+class TeacherGone(RuntimeError):
+    """The pool gave a teacher up; the message is the pool's."""
+
+
+class FanOut:
+    """Callable class for `Dataset.map_batches(batch_size=1)`: adds `<teacher>.summary`, `<teacher>.tokens` and
+    `seconds.<teacher>` to a row, which is one micro-batch.
+
+    Args:
+        directory: name of the pool's directory actor.
+        teachers: names, in the order in which their columns are added.
+    """
+
+    def __init__(self, directory: str, teachers: tuple[str, ...]):
+        self.directory = ray.get_actor(directory)
+        self.teachers = teachers
+        self.members: dict[str, list[ActorHandle]] = {}
+        self.version, self.refreshed = -1, 0.0
+        self.load: Counter[Any] = Counter()
+
+    async def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        views, token_pos = ray.put(batch["views"][0]), batch["token_pos"][0]
+        answers = await asyncio.gather(*(self.ask(name, views, token_pos) for name in self.teachers))
+        out = dict(batch)
+        for name, (summary, tokens, seconds) in zip(self.teachers, answers, strict=True):
+            out[f"{name}.summary"], out[f"{name}.tokens"] = summary[None], tokens[None]
+            out[f"seconds.{name}"] = np.array([seconds], np.float32)
+        return out
+
+    async def ask(self, teacher: str, views: ray.ObjectRef, token_pos: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        while True:
+            replica = await self.pick(teacher)
+            self.load[replica] += 1
+            try:
+                return await replica.embed.remote(views, token_pos)
+            except RayActorError:
+                # Dead or restarting. Leave the name to the directory; come back for whoever is alive then.
+                await asyncio.sleep(RETRY_S)
+                self.refreshed = 0.0
+            finally:
+                self.load[replica] -= 1
+
+    async def pick(self, teacher: str) -> ActorHandle:
+        """The replica with the fewest calls of ours in flight; waits while there is none.
+
+        Raises:
+            TeacherGone: the pool gave up.
+        """
+        while True:
+            if time.monotonic() - self.refreshed > REFRESH_S:
+                self.refreshed = time.monotonic()
+                version, members, failure = await self.directory.read.remote(self.version)
+                if failure:
+                    raise TeacherGone(failure)
+                if members is not None:
+                    self.version, self.members = version, members
+            alive = self.members.get(teacher, [])
+            if alive:
+                return min(alive, key=lambda replica: self.load[replica])
+            await asyncio.sleep(RETRY_S)

@@ -1,0 +1,142 @@
+"""The Ray Data graph: what is left of a plan -> views -> teachers -> micro-batches for the train workers.
+
+A row of this data set is one micro-batch and a Ray block is one row, so nothing is ever cut or joined again: blocks go
+round-robin to the workers, every worker gets the same number, and with `preserve_order` the same ones. What is in
+flight is bounded by the stages' sizes below; `bytes_in_flight` computes that bound and the job prints it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, TaskPoolStrategy
+
+from pathryoshka import storage
+from pathryoshka.distill.fanout import FanOut
+from pathryoshka.tiles.ledger import Ledger, Work, remaining
+from pathryoshka.tiles.segments import Batch, Source, padding_batch, segment_batches
+
+PADDING = -1
+MAX_BLOCKS = 10_000
+"""Ray keeps a little state for each input block; a longer plan puts several segments in one."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Everything the graph needs; picklable.
+
+    Attributes:
+        failures_uri: where readers write which tiles failed, one file a segment.
+        directory: name of the teacher pool's directory actor; teachers: their names in column order.
+    """
+
+    source: Source
+    failures_uri: str
+    directory: str
+    teachers: tuple[str, ...]
+    global_batch: int
+    read_tasks: int
+    max_in_flight: int
+    deterministic: bool
+
+    def work(self, ledger: Ledger) -> Work:
+        return remaining(
+            self.source.plan, ledger, micro_batch=self.source.micro_batch, global_batch=self.global_batch
+        )
+
+
+def make_dataset(stream: Stream, ledger: Ledger) -> Dataset:
+    """The plan minus the ledger as a lazy data set; carries the ledger's digest in the column `origin`."""
+    work = stream.work(ledger)
+    items = [{"segment": k} for k in work.segments] + [{"segment": PADDING}] * work.padding
+    context = ray.data.DataContext.get_current()
+    context.execution_no_progress_timeout_s = -1  # a long checkpoint or validation is not a stall
+    context.target_max_block_size = 4096  # any row is larger, so every row is a block of its own
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options = execution_options(stream)
+    data: Dataset = ray.data.from_items(items, override_num_blocks=max(1, min(len(items), MAX_BLOCKS)))
+    data = data.map_batches(
+        read_segments,  # type: ignore[arg-type]
+        batch_size=1,
+        fn_kwargs={"stream": stream, "ledger": ledger},
+        compute=TaskPoolStrategy(size=stream.read_tasks),
+        num_cpus=1,
+    )
+    return data.map_batches(
+        FanOut,
+        fn_constructor_args=(stream.directory, stream.teachers),
+        batch_size=1,
+        num_cpus=0.1,
+        compute=ActorPoolStrategy(
+            size=1,
+            max_concurrent_calls_per_actor=stream.max_in_flight,
+            max_tasks_in_flight_per_actor=stream.max_in_flight,
+        ),
+    )
+
+
+def execution_options(stream: Stream) -> ExecutionOptions:
+    return ExecutionOptions(preserve_order=stream.deterministic)
+
+
+def read_segments(batch: dict[str, np.ndarray], stream: Stream, ledger: Ledger) -> Iterator[dict[str, np.ndarray]]:
+    """One row naming a segment -> its micro-batches as rows."""
+    source, origin = stream.source, ledger.digest()
+    for index in batch["segment"]:
+        if index == PADDING:
+            yield as_row(padding_batch(source), origin)
+            continue
+        failures: list[tuple[str, str]] = []
+        for made in segment_batches(source, int(index), ledger):
+            failures += made.failures
+            yield as_row(made, origin)
+        if failures:
+            # Named by segment and written whole, so a segment read again says the same again.
+            uri = storage.join(stream.failures_uri, f"segment_{index:08d}.json")
+            storage.write_json(uri, [{"tile_id": t, "reason": r} for t, r in failures], source.storage)
+
+
+def as_row(made: Batch, origin: int) -> dict[str, np.ndarray]:
+    return {
+        "views": made.views[None],
+        "seq": made.seq[None],
+        "weight": made.weight[None],
+        "token_pos": made.token_pos[None],
+        "digest": made.digest[None],
+        "origin": np.array([origin], np.int64),
+        "seconds.read": np.array([made.seconds], np.float32),
+    }
+
+
+def bytes_per_row(stream: Stream, dims: dict[str, tuple[int, int]]) -> tuple[int, int]:
+    """Bytes of a micro-batch before and after the teachers; dims: teacher -> (summary width, token width)."""
+    source = stream.source
+    k = source.tokens_per_view or source.num_tokens
+    views = source.views.size**2 * 3 + 8 + 4 + 4 * k + 8
+    features = sum(2 * (ds + k * dt) for ds, dt in dims.values())
+    return source.micro_batch * views, source.micro_batch * (views + features)
+
+
+def bytes_in_flight(stream: Stream, dims: dict[str, tuple[int, int]], num_workers: int, prefetch: int) -> dict[str, int]:
+    """Upper bounds in bytes, by place, of what is on its way at any moment.
+
+    Readers hold two finished blocks each (Ray's generator back-pressure) and one being made; FanOut holds the views
+    twice while teachers work; workers hold what they prefetch.
+    """
+    before, after = bytes_per_row(stream, dims)
+    return {
+        "readers": before * 3 * stream.read_tasks,
+        "teachers": (before + after) * stream.max_in_flight,
+        "workers": after * (prefetch + 2) * num_workers,
+    }
+
+
+def micro_batch_of(row: dict[str, Any]) -> dict[str, np.ndarray]:
+    """A row as it comes out of `iter_batches(batch_size=1)`, without its leading 1."""
+    return {name: value[0] for name, value in row.items()}

@@ -1,0 +1,294 @@
+"""The loop of one train worker: stream -> step -> log -> checkpoint, the same on one CPU and on many GPUs."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from pathryoshka import config, storage
+from pathryoshka.distill import checkpoint, engine
+from pathryoshka.distill.checkpoint import Ref, Uploader
+from pathryoshka.distill.model import Distiller, Ema, build_module
+from pathryoshka.distill.step import reduce_metrics, train_step
+from pathryoshka.distill.stream import Stream, micro_batch_of
+from pathryoshka.metrics import RunLog
+from pathryoshka.session import speaker
+from pathryoshka.teachers.standardize import load as load_standardisers
+from pathryoshka.tiles.ledger import Ledger
+
+
+class TrainingError(RuntimeError):
+    """A promise of the stream was broken; Ray Train restarts the workers from the last checkpoint."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of an attempt gets.
+
+    Attributes:
+        token: the attempt, which is the lease's token.
+        dims: teacher -> (summary width, token width).
+        console: name of the actor that brings lines to the driver's terminal.
+        max_steps: stop after so many optimizer steps (a rehearsal), None = the whole plan.
+    """
+
+    run: config.Run
+    run_uri: str
+    token: int
+    stream: Stream
+    dims: dict[str, tuple[int, int]]
+    console: str | None = None
+    max_steps: int | None = None
+
+
+def current_ledger(job: Job) -> tuple[Ref | None, Ledger]:
+    """Where the run stands; the data set factory and the workers both ask here."""
+    ref = checkpoint.choose(job.run_uri, job.run.storage)
+    if ref is None:
+        return None, Ledger()
+    return ref, Ledger.from_json(checkpoint.read_state(job.run_uri, ref, job.run.storage)["ledger"])
+
+
+def train_worker(job: Job) -> None:
+    """Runs in each Ray Train worker until the plan is done; raises TrainingError when it must stop."""
+    run, device = job.run, ray.train.torch.get_device()
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.manual_seed(run.train.seed)  # the same weights on every rank; nothing in the loop draws from it
+    scratch = Path(tempfile.mkdtemp(prefix="pathryoshka-"))
+    ref, ledger = current_ledger(job)
+    module = build_module(run, job.dims).to(device)
+    ema = Ema(module, run.student.ema) if run.student.ema else None
+    core = restore(job, module, ref, scratch, world_size, ema)
+    standardisers = load_standardisers(fetch_file(job, "standardisers.safetensors", scratch))
+    work = job.stream.work(ledger)
+    micro_per_step = run.train.global_batch // run.train.micro_batch
+    first, last = (ref.step if ref else 0), (ref.step if ref else 0) + work.num_blocks // micro_per_step
+    stop = last if job.max_steps is None else min(last, first + job.max_steps)
+    log = None
+    if rank == 0:
+        note_rollback(job, ledger)
+        log = RunLog(run, job.run_uri, scratch, job.token, first, speaker(job.console))
+    meter = Meter(run, job, world_size)
+    batches = stream_batches(ray.train.get_dataset_shard("train"), ledger, run.data.prefetch_batches, meter)
+    pending: list[dict[str, np.ndarray]] = []
+    best = math.inf
+    presented = ledger.count
+    with Uploader(job.run_uri, rank, world_size, run.storage) as uploader:
+        for step in range(first, stop):
+            micro = [next(batches) for _ in range(micro_per_step // world_size)]
+            engine.set_lr(core, learning_rate(run, presented))
+            metrics = train_step(core, [to_device(m, device) for m in micro], standardisers, run, step)
+            if ema:
+                ema.update(module)
+            pending += [{name: np.array(m[name]) for name in ("seq", "weight", "digest")} for m in micro]
+            presented = min(presented + run.train.global_batch, run.plan.num_views)
+            meter.add(metrics, micro)
+            done = step + 1
+            saves = done % run.train.checkpoint_every == 0 or done == stop
+            if done % run.train.log_every == 0 or saves:
+                values = meter.read(done, last, presented, learning_rate(run, presented))
+                stopped = why_stop(values, done)
+                ray.train.report({"step": done, **values})
+                if stopped:  # every rank read the same sums; a restart would only run into it again
+                    if rank == 0:
+                        storage.write_json(stopped_uri(job), {"reason": stopped}, run.storage)
+                    break
+                if log:
+                    log.write(done, values)
+                    note_progress(job, presented)
+            if saves:
+                ledger, pending = add_to_ledger(ledger, pending), []
+                here = Ref(done, job.token)
+                local = scratch / here.name
+                engine.save(core, local)
+                state = {"step": done, "world_size": world_size, "zero_stage": run.train.zero_stage}
+                state |= {"ledger": ledger.to_json(), "run": run.model_dump(mode="json"), "loss": values["loss"]}
+                if rank == 0:
+                    write_rank_zero(local, state, ema)
+                    best = min(best, values["loss"])
+                then = (lambda r=here, b=values["loss"] == best: tidy(job, log, r if b else None)) if rank == 0 else None
+                uploader.submit(here, local, then)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def stream_batches(shard: Any, ledger: Ledger, prefetch: int, meter: Meter) -> Iterator[dict[str, np.ndarray]]:
+    """Micro-batches of this worker; refuses a data set that was built from another ledger."""
+    rows = iter(shard.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=prefetch))
+    while True:
+        started = time.perf_counter()
+        row = next(rows, None)
+        meter.waited += time.perf_counter() - started
+        if row is None:
+            raise TrainingError("the stream ended before the plan did: delivered is less than planned")
+        micro = micro_batch_of(row)
+        if int(micro["origin"]) != ledger.digest():
+            raise TrainingError("the data set was built from another checkpoint than this worker loaded; restarting")
+        yield micro
+
+
+def restore(job: Job, module: Distiller, ref: Ref | None, scratch: Path, world_size: int, ema: Ema | None) -> Any:
+    """An engine at the state of `ref`, converted first when it was saved by another number of workers."""
+    if ref is None:
+        return engine.build_engine(module, job.run, world_size)
+    at = scratch / "restore"
+    checkpoint.fetch(job.run_uri, ref, at, job.run.storage)
+    state = checkpoint.read_state(job.run_uri, ref, job.run.storage)
+    universal = state["world_size"] != world_size and state["zero_stage"] > 0
+    if universal:
+        engine.to_universal(at, state["zero_stage"])
+    core = engine.build_engine(module, job.run, world_size, universal=universal)
+    engine.restore(core, at, universal=universal)
+    if ema:
+        ema.load(at / "ema.safetensors")
+    shutil.rmtree(at)
+    return core
+
+
+def fetch_file(job: Job, name: str, scratch: Path) -> Path:
+    path = scratch / name
+    path.write_bytes(storage.read_bytes(storage.join(job.run_uri, name), job.run.storage))
+    return path
+
+
+def to_device(micro: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
+    """The tensors of a micro-batch; from pinned memory and without waiting on CUDA."""
+    out = {}
+    for name, value in micro.items():
+        if name in ("digest", "origin") or name.startswith("seconds."):
+            continue
+        tensor = torch.from_numpy(np.require(value, requirements="W"))
+        out[name] = tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return out
+
+
+def learning_rate(run: config.Run, presented: int) -> float:
+    """Linear warm-up, then cosine down to `min_lr_share`, in presented views."""
+    total, optim = run.plan.num_views, run.optim
+    warm = optim.warmup_share * total
+    if presented < warm:
+        return optim.lr * (presented + run.train.global_batch) / (warm + run.train.global_batch)
+    progress = (presented - warm) / max(1, total - warm)
+    low = optim.min_lr_share
+    return optim.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def add_to_ledger(ledger: Ledger, pending: list[dict[str, np.ndarray]]) -> Ledger:
+    """The ledger plus what every rank trained on since the last checkpoint; the same on every rank."""
+    seqs = np.concatenate([m["seq"] for m in pending]) if pending else np.zeros(0, np.int64)
+    weights = np.concatenate([m["weight"] for m in pending]) if pending else np.zeros(0, np.float32)
+    content = sum(int(m["digest"].sum(dtype=np.uint64)) for m in pending) % 2**64
+    mine = (seqs, content, int(((seqs >= 0) & (weights == 0)).sum()))
+    everyone: list[Any] = [mine]
+    if dist.is_initialized():
+        everyone = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine)
+    total = sum(c for _, c, _ in everyone) % 2**64
+    return ledger.add(np.concatenate([s for s, _, _ in everyone]), total, sum(f for _, _, f in everyone))
+
+
+def why_stop(values: dict[str, float], step: int) -> str | None:
+    """Why training must not go on to the next checkpoint, or None."""
+    bad = [key.split("/", 1)[1] for key, value in values.items() if key.startswith("nonfinite/") and value > 0]
+    teachers = [name for name in bad if name != "loss"]
+    if teachers:
+        return (
+            f"teacher {', '.join(teachers)} gave features that are not finite by step {step}; the last checkpoint is "
+            "kept. Look at that teacher's precision and weights"
+        )
+    return f"the loss was not finite by step {step}; the last checkpoint is kept. Lower optim.lr" if bad else None
+
+
+def stopped_uri(job: Job) -> str:
+    return storage.join(job.run_uri, "attempts", f"{job.token:06d}-stopped.json")
+
+
+def note_progress(job: Job, presented: int) -> None:
+    """How far this attempt came, so that the next one can say what was rolled back."""
+    uri = storage.join(job.run_uri, "progress.json")
+    storage.write_json(uri, {"token": job.token, "presented": presented}, job.run.storage)
+
+
+def note_rollback(job: Job, ledger: Ledger) -> None:
+    """Adds what the previous workers presented after the checkpoint we start from to `<run>/rollbacks.json`."""
+    progress, rollbacks = (storage.join(job.run_uri, f"{name}.json") for name in ("progress", "rollbacks"))
+    cfg = job.run.storage
+    if not storage.exists(progress, cfg):
+        return
+    lost = storage.read_json(progress, cfg)["presented"] - ledger.count
+    if lost > 0:
+        known = storage.read_json(rollbacks, cfg) if storage.exists(rollbacks, cfg) else []
+        storage.write_json(rollbacks, [*known, {"at": ledger.count, "views": lost}], cfg)
+    note_progress(job, ledger.count)
+
+
+def write_rank_zero(local: Path, state: dict[str, Any], ema: Ema | None) -> None:
+    import json
+
+    (local / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True))
+    if ema:
+        ema.save(local / "ema.safetensors")
+
+
+def tidy(job: Job, log: RunLog | None, best: Ref | None) -> None:
+    """After a checkpoint is whole: publish the records, note the best, drop the old."""
+    if log:
+        log.flush()
+    uri, cfg = storage.join(job.run_uri, "best.json"), job.run.storage
+    if best:
+        storage.write_json(uri, {"checkpoint": best.name}, cfg)
+    kept = Ref.parse(storage.read_json(uri, cfg)["checkpoint"]) if storage.exists(uri, cfg) else None
+    checkpoint.prune(job.run_uri, job.run.train.keep, kept, cfg)
+
+
+class Meter:
+    """Sums between two log lines: device tensors are read once, host times are added up."""
+
+    def __init__(self, run: config.Run, job: Job, world_size: int):
+        self.run, self.world_size = run, world_size
+        self.parallel = {"read": run.data.read_tasks} | {n: t.replicas for n, t in run.teachers.models.items()}
+        self.reset()
+
+    def reset(self) -> None:
+        self.started, self.waited, self.steps = time.perf_counter(), 0.0, 0
+        self.metrics: list[dict[str, torch.Tensor]] = []
+        self.seconds: dict[str, float] = {}
+        self.rows = 0
+
+    def add(self, metrics: dict[str, torch.Tensor], micro: list[dict[str, np.ndarray]]) -> None:
+        self.metrics.append(metrics)
+        self.steps += 1
+        for batch in micro:
+            self.rows += len(batch["seq"])
+            for name, value in batch.items():
+                if name.startswith("seconds."):
+                    key = name.removeprefix("seconds.")
+                    self.seconds[key] = self.seconds.get(key, 0.0) + float(value)
+
+    def read(self, step: int, last: int, presented: int, lr: float) -> dict[str, float]:
+        """One device read and one all-reduce; then everything starts again from zero."""
+        values = reduce_metrics(self.metrics)
+        elapsed = time.perf_counter() - self.started
+        rates = {f"rate/{n}": self.rows / s * self.parallel.get(n, 1) for n, s in self.seconds.items() if s > 0}
+        rates["rate/student"] = self.rows * self.world_size / max(1e-9, elapsed - self.waited)
+        values |= rates
+        values["tiles_per_s"] = self.steps * self.run.train.global_batch / elapsed
+        values["wait_share"] = self.waited / elapsed
+        values |= {"lr": lr, "views": float(presented), "num_steps": float(last)}
+        values["seconds_left"] = (last - step) * elapsed / self.steps
+        self.reset()
+        return values
+
+

@@ -1,0 +1,95 @@
+"""What an evaluation found, as plain values: what reports are drawn from and what travels with an exported student."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Kind = Literal["student", "start", "random", "teacher", "pca"]
+PCA = "PCA of teachers"
+TEACHERS_MEAN = "mean of teachers"
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Row(Frozen):
+    """One score: balanced accuracy over out-of-fold predictions, with its 95 % interval over groups."""
+
+    dataset: str
+    probe: Literal["linear", "knn"]
+    encoder: str
+    kind: Kind
+    width: int
+    score: float
+    low: float
+    high: float
+    num_tiles: int
+    num_groups: int
+    unit: str
+    seen: bool = False
+
+
+class Difference(Frozen):
+    """`encoder` at `width` minus `other` at `other_width` (0: no one width), on the same draws of groups."""
+
+    dataset: str
+    probe: Literal["linear", "knn"]
+    encoder: str
+    width: int
+    other: str
+    other_width: int
+    value: float
+    low: float
+    high: float
+
+
+class DataSet(Frozen):
+    """What was scored on. `unit`: what is drawn and split as a whole; `labels`: tiles of each class."""
+
+    name: str
+    labels: dict[str, int]
+    unit: str
+    num_tiles: int
+    num_groups: int
+    num_folds: int
+    num_unlabelled: int
+    num_failed: int
+    phantom: bool = False
+    seen: bool = False
+
+    @property
+    def chance(self) -> float:
+        return 1 / len(self.labels)
+
+
+class Cost(Frozen):
+    """What an encoder takes: `width` numbers out, parameters without classifier, GFLOP a view (None: not countable)."""
+
+    encoder: str
+    kind: Kind
+    width: int
+    num_params: int
+    gflop: float | None
+
+
+class Scores(Frozen):
+    """Everything an evaluation found, as JSON: `scores.model_dump_json()`, `Scores.model_validate_json(text)`."""
+
+    rows: tuple[Row, ...]
+    differences: tuple[Difference, ...]
+    datasets: tuple[DataSet, ...]
+    costs: tuple[Cost, ...]
+    widths: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+    def row(self, dataset: str, probe: str, encoder: str, width: int | None = None) -> Row | None:
+        """The row, of the largest width where none is given; None when it was not scored."""
+        rows = [r for r in self.rows if (r.dataset, r.probe, r.encoder) == (dataset, probe, encoder)]
+        rows = [r for r in rows if width in (None, r.width)]
+        return max(rows, key=lambda r: r.width) if rows else None
+
+    def names(self, kind: Kind) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(c.encoder for c in self.costs if c.kind == kind))

@@ -1,0 +1,202 @@
+"""From the weights of a run to what people want of it: scores, a report, an export.
+
+The one place where distillation, evaluation and export meet.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pathryoshka import config, storage
+from pathryoshka.distill import checkpoint, engine
+from pathryoshka.distill.model import Distiller, build_module
+from pathryoshka.evaluate.compare import Contender, evaluate
+from pathryoshka.evaluate.neighbours import Panel, nearest
+from pathryoshka.evaluate.report import Story, write_report
+from pathryoshka.evaluate.scores import Scores
+from pathryoshka.export.seen import Seen, collect_seen, merge, seen_from_bytes, seen_to_bytes
+from pathryoshka.export.verify import verify
+from pathryoshka.export.write import NUM_GOLDEN, write_export
+from pathryoshka.metrics import read_metrics
+from pathryoshka.student.encoder import StudentEncoder
+from pathryoshka.teachers import standardize
+from pathryoshka.teachers.encoder import load_encoder
+from pathryoshka.teachers.standardize import Standardiser
+from pathryoshka.tiles.phantom import LABELS, phantom_tile
+
+Say = Callable[[str], None]
+
+
+class ResultError(RuntimeError):
+    """Something a run has not made yet; the sentence says which command makes it."""
+
+
+def run_uri(run: config.Run) -> str:
+    return storage.join(run.storage.root, run.name)
+
+
+def final_weights(run: config.Run, scratch: Path) -> dict[str, torch.Tensor]:
+    """fp32 weights of student and heads from the run's last checkpoint; the moving average where one was kept."""
+    from safetensors.torch import load_file
+
+    ref = checkpoint.choose(run_uri(run), run.storage)
+    if ref is None:
+        raise ResultError(f"run {run_uri(run)} has no whole checkpoint yet; run `pathryoshka distill` first")
+    at = checkpoint.fetch(run_uri(run), ref, scratch / ref.name, run.storage)
+    state = checkpoint.read_state(run_uri(run), ref, run.storage)
+    weights = engine.full_weights(at, state["zero_stage"])
+    if (at / "ema.safetensors").exists():
+        weights |= load_file(at / "ema.safetensors")
+    return weights
+
+
+def fresh_module(run: config.Run, seed: int) -> Distiller:
+    """The module as training began with it under `seed`."""
+    torch.manual_seed(seed)
+    facts = teacher_facts(run)
+    return build_module(run, {name: (f["summary_dim"], f["token_dim"]) for name, f in facts.items()})
+
+
+def trained_module(run: config.Run) -> Distiller:
+    module = fresh_module(run, run.train.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        module.load_state_dict(final_weights(run, Path(scratch)), strict=True)
+    return module.eval()
+
+
+def teacher_facts(run: config.Run) -> dict[str, dict[str, Any]]:
+    uri = storage.join(run_uri(run), "teachers.json")
+    if not storage.exists(uri, run.storage):
+        raise ResultError(f"{uri} does not exist; run `pathryoshka distill` with the same name and storage first")
+    return storage.read_json(uri, run.storage)
+
+
+def standardisers_of(run: config.Run) -> dict[tuple[str, str], Standardiser]:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "standardisers.safetensors"
+        path.write_bytes(storage.read_bytes(storage.join(run_uri(run), path.name), run.storage))
+        return standardize.load(path)
+
+
+def device_of(run: config.Run) -> str:
+    return "cuda" if run.train.device in ("auto", "cuda") and torch.cuda.is_available() else "cpu"
+
+
+def encode_with(student: StudentEncoder, device: str) -> Callable[[np.ndarray], np.ndarray]:
+    """uint8 views [B, S, S, 3] -> fp32 embeddings [B, width]."""
+    student = student.to(device).eval()
+
+    @torch.inference_mode()
+    def encode(views_u8: np.ndarray) -> np.ndarray:
+        return student(student.normalise(torch.from_numpy(views_u8).to(device)))[0].float().cpu().numpy()
+
+    return encode
+
+
+def contenders_of(run: config.Run) -> list[Contender]:
+    """The student, the weights it started from, weights that never learned, and each teacher."""
+    device = device_of(run)
+    trained = trained_module(run).student
+    students = {
+        "student": trained,
+        "start": fresh_module(run, run.train.seed).student,
+        "random": fresh_module(run.model_copy(update={"student": random_start(run)}), run.train.seed + 1).student,
+    }
+    gflop = trained.gflops()
+    out = [Contender(k, k, encode_with(s, device), s.num_params, gflop) for k, s in students.items()]  # type: ignore[arg-type]
+    for name, teacher in run.teachers.models.items():
+        encoder = load_encoder(name, teacher, trained.grid, device, run.storage)
+        out.append(Contender(name, "teacher", encoder, encoder.num_params))
+    return out
+
+
+def random_start(run: config.Run) -> config.Student:
+    return run.student.model_copy(update={"start": "random"})
+
+
+def seen_by(run: config.Run) -> Seen:
+    """What distillation saw; read once from its tiles and kept beside the run."""
+    uri = storage.join(run_uri(run), "seen.parquet")
+    if storage.exists(uri, run.storage):
+        return seen_from_bytes(storage.read_bytes(uri, run.storage), uri)
+    first, *rest = run.data.tiles
+    parts = [collect_seen(first, run.storage, run.data.splits)]
+    parts += [collect_seen(tiles, run.storage, run.data.splits, salt=parts[0].salt) for tiles in rest]
+    seen = merge(parts)
+    storage.write_bytes(uri, seen_to_bytes(seen), run.storage)
+    return seen
+
+
+def evaluate_run(run: config.Run, *, say: Say = print) -> Scores:
+    """Scores every width on `evaluate.tiles`; writes `<run>/scores.json` and `<run>/neighbours.json`.
+
+    Raises:
+        SeenError: tiles or patients that distillation saw, unless `evaluate.allow_seen`.
+    """
+    result = evaluate(
+        contenders_of(run), run.student.widths, run.evaluate, run.storage, size=run.views.size, seen=seen_by(run), say=say
+    )
+    ends = (run.student.widths[0], run.student.widths[-1])
+    panels = [nearest(name, embedded, "student", ends) for name, embedded in result.embedded.items()]
+    cfg, uri = run.storage, run_uri(run)
+    storage.write_json(storage.join(uri, "scores.json"), result.scores.model_dump(mode="json"), cfg)
+    storage.write_json(storage.join(uri, "neighbours.json"), [p.model_dump(mode="json") for p in panels], cfg)
+    return result.scores
+
+
+def scores_of(run: config.Run) -> Scores:
+    uri = storage.join(run_uri(run), "scores.json")
+    if not storage.exists(uri, run.storage):
+        raise ResultError(f"run {run_uri(run)} was not evaluated yet; run `pathryoshka evaluate` first")
+    return Scores.model_validate(storage.read_json(uri, run.storage))
+
+
+def report_run(run: config.Run, to: str | Path | None = None) -> str:
+    """Writes the HTML report of an evaluated run, by default as `<run>/report.html`; returns where."""
+    uri = run_uri(run)
+    scores = scores_of(run)
+    panels = [Panel.model_validate(p) for p in storage.read_json(storage.join(uri, "neighbours.json"), run.storage)]
+    metrics = read_metrics(uri, run.storage)
+    fitted = standardisers_of(run)
+    story = Story(
+        scores=scores,
+        panels=panels,
+        run=run,
+        metrics=metrics,
+        floors={f"{t}/{k}": s.floor(run.student.widths[-1]) for (t, k), s in fitted.items()},
+        licences={name: f["licence"] for name, f in teacher_facts(run).items()},
+        seconds={"training": metrics[-1]["time"] - metrics[0]["time"]} if metrics else {},
+        machine=f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+    )
+    where = str(to) if to else storage.join(uri, "report.html")
+    write_report(where, story, run.storage)
+    return where
+
+
+def export_run(run: config.Run, to: str | Path | None = None) -> str:
+    """Writes the student as a folder that plain timm loads and checks it in a process without this package.
+
+    Returns:
+        Where it is. Golden tiles are phantom tissue: a model must not carry a patient's tile wherever it goes.
+
+    Raises:
+        ExportError, VerifyError: what was written is not the student.
+    """
+    where = str(to or run.export.to or storage.join(run_uri(run), "export"))
+    module, uri = trained_module(run), storage.join(run_uri(run), "scores.json")
+    scores = scores_of(run) if storage.exists(uri, run.storage) else None
+    golden = np.stack([phantom_tile(LABELS[i % len(LABELS)], i, 0, i, 0, run.views.size) for i in range(NUM_GOLDEN)])
+    write_export(
+        module.student, module.heads, standardisers_of(run), run, teacher_facts(run), scores, golden, seen_by(run), where,
+        run.storage,
+    )  # fmt: skip
+    verify(where, run.storage)
+    return where

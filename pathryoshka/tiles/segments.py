@@ -1,0 +1,137 @@
+"""A plan's segment as micro-batches of shared views: read row groups, decode, crop, mix.
+
+This is all the CPU work between object storage and the teachers, as a plain generator; `distill/stream.py` runs it in
+Ray tasks. A tile that cannot be decoded becomes a row of weight zero, and its reason is returned beside the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pathryoshka import config
+from pathryoshka.tiles.ledger import Ledger, undone
+from pathryoshka.tiles.plan import Plan
+from pathryoshka.tiles.shards import ShardEntry, read_row_group
+from pathryoshka.tiles.views import TileError, ViewKey, decode, shared_view
+
+COLUMNS = ("tile_id", "image")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a segment's tiles come from and how they become views; picklable, sent once to each reader."""
+
+    bases: tuple[str, ...]
+    """URI of the data set of each shard."""
+    shards: tuple[ShardEntry, ...]
+    plan: Plan
+    views: config.Views
+    storage: config.Storage
+    micro_batch: int
+    num_tokens: int
+    tokens_per_view: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of B rows.
+
+    Attributes:
+        views: uint8 [B, S, S, 3], the shared views.
+        seq: int64 [B], -1 for padding.
+        weight: float32 [B], 0 for padding and for tiles that failed.
+        token_pos: int32 [B, K], ascending positions on the student's grid, row-major.
+        digest: uint64 [B], a hash of (seq, bytes of the view); 0 for padding.
+        seconds: time spent making it, reading not included when it was overlapped.
+        failures: (tile id, reason) of each tile that failed.
+    """
+
+    views: np.ndarray
+    seq: np.ndarray
+    weight: np.ndarray
+    token_pos: np.ndarray
+    digest: np.ndarray
+    seconds: float
+    failures: tuple[tuple[str, str], ...] = ()
+
+
+def padding_batch(source: Source) -> Batch:
+    """A micro-batch of nothing: every row has seq -1 and weight 0."""
+    b, size, k = source.micro_batch, source.views.size, source.tokens_per_view or source.num_tokens
+    pos = np.broadcast_to(np.arange(k, dtype=np.int32), (b, k)).copy()
+    views = np.zeros((b, size, size, 3), np.uint8)
+    return Batch(views, np.full(b, -1), np.zeros(b, np.float32), pos, np.zeros(b, np.uint64), 0.0)
+
+
+def segment_batches(source: Source, index: int, ledger: Ledger) -> Iterator[Batch]:
+    """What is left of segment `index` after `ledger`, in order; the last batch is padded with rows of weight zero.
+
+    Raises:
+        ShardError, StorageError: the segment cannot be read.
+    """
+    started = time.perf_counter()
+    segment = source.plan.segment(index)
+    todo = undone(segment, ledger)
+    rows = np.union1d(todo, segment.partner[todo][segment.partner[todo] >= 0])
+    tables = read_groups(source, segment.shard[rows], segment.group[rows])
+    for start in range(0, len(todo), source.micro_batch):
+        empty = padding_batch(source)
+        failures = []
+        for b, i in enumerate(todo[start : start + source.micro_batch]):
+            tile_id, image = tile_of(tables, segment.shard[i], segment.group[i], segment.row[i])
+            j = segment.partner[i]
+            partner_id, partner = None, None
+            if j >= 0:
+                partner_id, partner = tile_of(tables, segment.shard[j], segment.group[j], segment.row[j])
+            empty.seq[b] = segment.seq[i]
+            view_id = int(segment.draw[i]) % source.views.per_tile if source.views.per_tile else int(segment.draw[i])
+            key = ViewKey(source.views.seed, tile_id, partner_id, view_id)
+            try:
+                view = shared_view(decode(image), key, source.views, decode(partner) if partner is not None else None)
+            except TileError as error:
+                failures.append((tile_id, str(error)))
+                continue
+            empty.views[b], empty.weight[b] = view, 1.0
+            empty.digest[b] = view_digest(int(segment.seq[i]), view)
+            if source.tokens_per_view:
+                empty.token_pos[b] = token_positions(key, source.num_tokens, source.tokens_per_view)
+        seconds = time.perf_counter() - started
+        yield Batch(empty.views, empty.seq, empty.weight, empty.token_pos, empty.digest, seconds, tuple(failures))
+        started = time.perf_counter()
+
+
+def read_groups(source: Source, shard: np.ndarray, group: np.ndarray) -> dict[tuple[int, int], pa.Table]:
+    """The row groups named, read side by side because object storage answers late but often."""
+    wanted = sorted({(int(s), int(g)) for s, g in zip(shard, group, strict=True)})
+
+    def read(key: tuple[int, int]) -> pa.Table:
+        return read_row_group(source.bases[key[0]], source.storage, source.shards[key[0]], key[1], COLUMNS)
+
+    with ThreadPoolExecutor(max_workers=min(8, len(wanted) or 1)) as threads:
+        return dict(zip(wanted, threads.map(read, wanted), strict=True))
+
+
+def tile_of(tables: dict[tuple[int, int], pa.Table], shard: int, group: int, row: int) -> tuple[str, bytes]:
+    table = tables[int(shard), int(group)]
+    return table["tile_id"][int(row)].as_py(), table["image"][int(row)].as_py()
+
+
+def view_digest(seq: int, view: np.ndarray) -> int:
+    """64 bits of blake2b over the seq and the view's bytes."""
+    h = hashlib.blake2b(seq.to_bytes(8, "little"), digest_size=8)
+    h.update(view.data)
+    return int.from_bytes(h.digest(), "little")
+
+
+def token_positions(key: ViewKey, num_tokens: int, k: int) -> np.ndarray:
+    """`k` of `num_tokens` positions, ascending, drawn by the view's key on a stream of their own."""
+    bits = key.generator().bit_generator
+    rng = np.random.Generator(bits.jumped())  # type: ignore[attr-defined]
+    return np.sort(rng.choice(num_tokens, size=k, replace=False)).astype(np.int32)
