@@ -90,10 +90,10 @@ test-full: $(READY)
 
 bench: $(READY)
 ifdef NAME
-	$(TEST_ENV) $(PY) -m tests.bench.bench_$(NAME) $(ARGS)
+	$(TEST_ENV) $(PY) -m tests.bench.bench_$(subst -,_,$(NAME)) $(ARGS)
 else
 	@for f in $(wildcard tests/bench/bench_*.py); do n=$${f##*/bench_}; \
-	    printf 'make bench NAME=%-18s %s\n' "$${n%.py}" "$$(sed -n '1s/^"""//; 1s/"""$$//; 1p' $$f)"; done
+	    printf 'make bench NAME=%-18s %s\n' "$$(t=$${n%.py}; echo $${t//_/-})" "$$(sed -n '1s/^"""//; 1s/"""$$//; 1p' $$f)"; done
 endif
 
 # ---------------------------------------------------------------- seeing it

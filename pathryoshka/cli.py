@@ -185,7 +185,7 @@ def tiles_show(run: config.Run, uri: str, to: Path, **choices: Any) -> None:
 
 
 def say_manifest(uri: str, manifest: Any) -> None:
-    click.echo(f"{uri}: {manifest.rows} tiles in {len(manifest.shards)} shards")
+    click.echo(f"{uri}: {manifest.rows} tiles, shards: {len(manifest.shards)}")
 
 
 @cli.command()

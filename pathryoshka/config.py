@@ -211,6 +211,8 @@ class Run(Section):
                     raise ValueError(f"{name} names {key!r}, which is none of {', '.join(map(str, known)) or '(none)'}")
         if not 0 < self.views.scale[0] <= self.views.scale[1] <= 1:
             raise ValueError(f"views.scale must be 0 < low <= high <= 1; got {self.views.scale}")
+        if self.student.ema and self.train.zero_stage == 3:
+            raise ValueError("student.ema needs whole weights; set train.zero_stage to 0, 1 or 2, or student.ema=0")
         train, counts = self.train, self.worker_counts
         if not counts or counts[0] < 1:
             raise ValueError(f"train.num_workers must be a count or an ascending (min, max); got {train.num_workers}")

@@ -20,7 +20,7 @@ from pathryoshka.recipes import recipe_by_name
 from pathryoshka.s3server import S3Server
 from pathryoshka.session import ray_session
 
-NUM_TILES, NUM_PATIENTS, NUM_SITES = 3000, 30, 3
+NUM_TILES, NUM_PATIENTS, NUM_SITES = 2000, 30, 3
 
 
 def demo(out: Path, *, settings: tuple[str, ...] = (), say: Callable[[str], None] = print) -> Path:
@@ -71,7 +71,13 @@ def make_tiles(run: config.Run, say: Callable[[str], None]) -> None:
     cmu = run.data.tiles[1]
     data = Path(str(resources.files("pathryoshka"))).parent / "tests" / "data"
     write_phantom(
-        phantom, run.storage, num_tiles=NUM_TILES, num_patients=NUM_PATIENTS, num_sites=NUM_SITES, size=160, seed=0
+        phantom,
+        run.storage,
+        num_tiles=NUM_TILES,
+        num_patients=NUM_PATIENTS,
+        num_sites=NUM_SITES,
+        size=160,
+        parallel=True,
     )
     cut_slides([data / "slides" / "CMU-1-Small-Region.svs"], cmu, run.storage, size=224, mpp=0.5, split="distil")
     import_images(data / "crc7k", crc, run.storage, csv=data / "crc7k" / "tiles.csv", split="test")
@@ -80,5 +86,3 @@ def make_tiles(run: config.Run, say: Callable[[str], None]) -> None:
 
 def lap(say: Callable[[str], None], started: float, what: str) -> None:
     say(f"[{time.perf_counter() - started:4.0f} s] {what}")
-
-

@@ -90,7 +90,9 @@ def prepared(run: config.Run, allow_change: tuple[str, ...], say: Say) -> Iterat
 def tiles_of(run: config.Run) -> dict[str, Manifest]:
     """The manifests of the run's data sets by URI."""
     if not run.data.tiles:
-        raise config.ConfigError("data.tiles is empty; set it to the URI of a data set made by `pathryoshka tiles import`")
+        raise config.ConfigError(
+            "data.tiles is empty; set it to the URI of a data set made by `pathryoshka tiles import`"
+        )
     return {uri: read_manifest(uri, run.storage) for uri in run.data.tiles}
 
 
@@ -143,7 +145,9 @@ def fit(ready: Ready, say: Say) -> Result:
         train(job)
     ref, ledger = current_ledger(job)
     if job.max_steps is None and ledger.count != job.run.plan.num_views:
-        raise JobError(f"delivered {ledger.count} of {job.run.plan.num_views} planned views; run the same command again")
+        raise JobError(
+            f"delivered {ledger.count} of {job.run.plan.num_views} planned views; run the same command again"
+        )
     if ref is None:
         raise JobError("no checkpoint was written; see the lines above")
     refuse_too_many_failures(job, ledger.failed)
@@ -194,8 +198,8 @@ def refuse_too_many_failures(job: Job, failed: int) -> None:
     share, limit = failed / job.run.plan.num_views, job.run.data.max_failed_share
     if share > limit:
         raise JobError(
-            f"{failed} views ({share:.1%}) could not be made, more than data.max_failed_share={limit:g}; the reasons are "
-            f"in {job.stream.failures_uri}"
+            f"{failed} views ({share:.1%}) could not be made, more than data.max_failed_share={limit:g}; "
+            f"the reasons are in {job.stream.failures_uri}"
         )
 
 

@@ -16,9 +16,7 @@ LONG = 5000
 """Optimizer steps from which on a fresh run is rehearsed unasked."""
 
 
-def distill(
-    run: config.Run, *, rehearse: bool = False, allow_change: tuple[str, ...] = (), say: Say = print
-) -> Result:
+def distill(run: config.Run, *, rehearse: bool = False, allow_change: tuple[str, ...] = (), say: Say = print) -> Result:
     """Distils, or continues to: the same command again goes on from the last whole checkpoint.
 
     Args:

@@ -72,9 +72,7 @@ def debug() -> Run:
         recipe="debug",
         views=Views(size=32),
         plan=Plan(num_views=512, window=2),
-        teachers=Teachers(
-            models={name: Teacher.model_validate({"model": row, **mock}) for name, row in rows.items()}
-        ),
+        teachers=Teachers(models={name: Teacher.model_validate({"model": row, **mock}) for name, row in rows.items()}),
         standardise=Standardise(num_views=128),
         student=Student(
             model="vit_tiny_patch16_224",

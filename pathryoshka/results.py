@@ -142,13 +142,19 @@ def evaluate_run(run: config.Run, *, say: Say = print) -> Scores:
         SeenError: tiles or patients that distillation saw, unless `evaluate.allow_seen`.
     """
     result = evaluate(
-        contenders_of(run), run.student.widths, run.evaluate, run.storage, size=run.views.size, seen=seen_by(run), say=say
+        contenders_of(run),
+        run.student.widths,
+        run.evaluate,
+        run.storage,
+        size=run.views.size,
+        seen=seen_by(run),
+        say=say,
     )
     ends = (run.student.widths[0], run.student.widths[-1])
     panels = [nearest(name, embedded, "student", ends) for name, embedded in result.embedded.items()]
-    cfg, uri = run.storage, run_uri(run)
-    storage.write_json(storage.join(uri, "scores.json"), result.scores.model_dump(mode="json"), cfg)
-    storage.write_json(storage.join(uri, "neighbours.json"), [p.model_dump(mode="json") for p in panels], cfg)
+    uri = run_uri(run)
+    storage.write_json(storage.join(uri, "scores.json"), result.scores.model_dump(mode="json"), run.storage)
+    storage.write_json(storage.join(uri, "neighbours.json"), [p.model_dump(mode="json") for p in panels], run.storage)
     return result.scores
 
 
@@ -194,9 +200,7 @@ def export_run(run: config.Run, to: str | Path | None = None) -> str:
     module, uri = trained_module(run), storage.join(run_uri(run), "scores.json")
     scores = scores_of(run) if storage.exists(uri, run.storage) else None
     golden = np.stack([phantom_tile(LABELS[i % len(LABELS)], i, 0, i, 0, run.views.size) for i in range(NUM_GOLDEN)])
-    write_export(
-        module.student, module.heads, standardisers_of(run), run, teacher_facts(run), scores, golden, seen_by(run), where,
-        run.storage,
-    )  # fmt: skip
+    fitted, facts, seen = standardisers_of(run), teacher_facts(run), seen_by(run)
+    write_export(module.student, module.heads, fitted, run, facts, scores, golden, seen, where, run.storage)
     verify(where, run.storage)
     return where

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+import itertools
 import random
 import re
 import time
@@ -32,8 +33,8 @@ from pathryoshka import config
 
 T = TypeVar("T")
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 20.0
-PATIENCE_S = 60.0  # no try begins later than this after the first failure: longer than a restart of an S3 server
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0
+PATIENCE_S = 60.0
 
 
 class StorageError(RuntimeError):
@@ -44,12 +45,14 @@ class NotFound(StorageError):
     """The file is not there."""
 
 
-def retrying(fn: Callable[[], T], cfg: config.Storage, what: str, patience_s: float = PATIENCE_S) -> T:
+def retrying(fn: Callable[[], T], cfg: config.Storage, what: str) -> T:
     """`fn()`, repeated while its storage error may pass by itself.
 
-    At most `cfg.max_attempts` tries with exponential back-off and full jitter (a wait is uniform between 0 and
-    0.1 s x 2^n, at most 20 s), none of them begun more than `patience_s` after the first failure. The clients inside
-    `fn` repeat single requests on top. Errors that are not about storage pass through unchanged.
+    `cfg.max_attempts` tries with exponential back-off and full jitter (a wait is uniform between 0 and 0.1 s x 2^n, at
+    most 10 s), none of them begun more than a minute after the first failure. Where no answer comes at all, an outage
+    of (max_attempts - 1)^2 seconds is waited out, whatever number of tries that takes: 49 s by default, more than the
+    restart of a server; 1 s with two. The clients inside `fn` repeat single requests on top. Errors that are not about
+    storage pass through unchanged.
 
     Args:
         what: verb and URI for the message, e.g. `read s3://tiles/a.parquet`.
@@ -58,7 +61,7 @@ def retrying(fn: Callable[[], T], cfg: config.Storage, what: str, patience_s: fl
         NotFound, StorageError: one sentence; at once where waiting cannot help.
     """
     first_failure = 0.0
-    for attempt in range(cfg.max_attempts):
+    for attempt in itertools.count():
         try:
             return fn()
         except Exception as error:
@@ -68,9 +71,10 @@ def retrying(fn: Callable[[], T], cfg: config.Storage, what: str, patience_s: fl
                 raise kind(f"cannot {what}: {reason}") from None
             if not is_transient(error):
                 raise
-            now = time.monotonic()
-            first_failure = first_failure or now
-            if attempt + 1 == cfg.max_attempts or now - first_failure > patience_s:
+            first_failure = first_failure or time.monotonic()
+            failing_s = time.monotonic() - first_failure
+            outage_s = 0 if answer_of(error) else (cfg.max_attempts - 1) ** 2
+            if failing_s > PATIENCE_S or (attempt + 1 >= cfg.max_attempts and failing_s >= outage_s):
                 tries = f" (tried {attempt + 1} times)" if attempt else ""
                 raise StorageError(f"cannot {what}: {transient_reason(error)}{tries}") from None
             time.sleep(random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)))
@@ -104,13 +108,14 @@ CODES = {
     "RequestTimeTooSkewed": CLOCK,
     **dict.fromkeys(("PermanentRedirect", "AuthorizationHeaderMalformed", "301"), REGION),
     **dict.fromkeys(("XMinioStorageFull", "QuotaExceeded", "InsufficientStorage", "507"), FULL),
+    **dict.fromkeys(("InvalidRange", "416"), "it is shorter than it should be; it was cut short or replaced"),
     "InvalidBucketName": "the bucket's name is not valid; 3 to 63 lower-case letters, digits, dots and hyphens",
 }
 ERRNOS = {
     errno.ENOENT: MISSING,
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), READ_ONLY),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), FULL),
-    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another path",
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a part of the path is a file, not a folder; choose another path"),
     errno.EISDIR: "it is a folder, not a file; name a file inside it",
     errno.ENAMETOOLONG: "the name is too long for this file system; choose a shorter one",
 }

@@ -31,6 +31,7 @@ __all__ = ["NotFound", "StorageError", "retrying"]  # beside the functions below
 
 PART_BYTES = 16 << 20  # of a large file, moved in one request
 PARTS = TransferConfig(multipart_threshold=4 * PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
+PAGE_KEYS = 1000  # listed or deleted in one request
 PARTIAL = ".partial"  # end of the name of a local file that is still being written
 SETTLE_S = 2.0  # until the last of racing writes has arrived, in a store without conditional writes
 
@@ -198,7 +199,8 @@ def list_files(uri: str, cfg: config.Storage) -> dict[str, int]:
 
 def list_s3(cfg: config.Storage, bucket: str, key: str) -> list[tuple[str, int]]:
     prefix = key and key + "/"
-    pages = client(cfg).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    pager = client(cfg).get_paginator("list_objects_v2")
+    pages = pager.paginate(Bucket=bucket, Prefix=prefix, PaginationConfig={"PageSize": PAGE_KEYS})
     entries = (entry for page in pages for entry in page.get("Contents", ()))
     return [(e["Key"][len(prefix) :], e["Size"]) for e in entries if not e["Key"].endswith("/")]
 
@@ -218,8 +220,8 @@ def delete(uri: str, cfg: config.Storage) -> None:
             retrying(lambda: remove(path), cfg, f"delete {uri}")
         return
     keys = [path, *(f"{path}/{name}" for name in list_files(uri, cfg))]
-    for start in range(0, len(keys), 1000):
-        batch = {"Objects": [{"Key": key} for key in keys[start : start + 1000]], "Quiet": True}
+    for start in range(0, len(keys), PAGE_KEYS):
+        batch = {"Objects": [{"Key": key} for key in keys[start : start + PAGE_KEYS]], "Quiet": True}
 
         def remove_batch(batch: dict[str, Any] = batch) -> None:
             answer = client(cfg).delete_objects(Bucket=bucket, Delete=batch)

@@ -111,5 +111,3 @@ def outcome(tree: dict[str, Any], name: str = "debug") -> tuple[Ledger, str]:
     assert ref is not None
     state = checkpoint.read_state(uri, ref, cfg)
     return Ledger.from_json(state["ledger"]), ref.name
-
-

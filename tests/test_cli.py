@@ -210,8 +210,8 @@ def test_tiles_import(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert run("tiles", "import", "folder", "s3://b/set", "--seed", "3", "--set", "storage.region=eu") == 0
     args, options = fake.call_args
     assert args == ("folder", "s3://b/set", recipes.demo().storage.model_copy(update={"region": "eu"}))
-    assert options == {"seed": 3, "csv": None, "max_failed_share": 0.01, "pseudonymise": False}
-    assert capsys.readouterr().out == "s3://b/set: 7 tiles in 2 shards\n"
+    assert (options["seed"], options["csv"], options["pseudonymise"]) == (3, None, False)
+    assert capsys.readouterr().out == "s3://b/set: 7 tiles, shards: 2\n"
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -256,6 +256,7 @@ def test_evaluate_report_and_export(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         assert fake.call_args.args == (recipes.debug(), "there")
         assert capsys.readouterr().out == "where/it/is\n"
         assert run(verb) == 0 and fake.call_args.args[1] is None
+        capsys.readouterr()
 
 
 def test_verify(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

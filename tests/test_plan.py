@@ -82,8 +82,17 @@ def test_a_data_set_of_one_tile_has_a_plan_without_partners() -> None:
 
 
 def entry(path: str, split: str | None, groups: tuple[int, ...]) -> ShardEntry:
-    return ShardEntry(path=path, rows=sum(groups), row_groups=groups, bytes=1, sha256="0", slide_ids=("s",),
-                      patient_ids=("p",), sites=("x",), split=split)
+    return ShardEntry(
+        path=path,
+        rows=sum(groups),
+        row_groups=groups,
+        bytes=1,
+        sha256="0",
+        slide_ids=("s",),
+        patient_ids=("p",),
+        sites=("x",),
+        split=split,
+    )
 
 
 def test_splits_pick_shards() -> None:

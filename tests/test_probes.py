@@ -53,7 +53,7 @@ def test_labels_that_cannot_be_scored_are_refused() -> None:
         probes.make_folds(np.array([], str), np.array([], str), 5)
 
 
-@pytest.mark.parametrize("dim", [6, 30, 400])  # 400 numbers of 120 rows: solved in the span of the rows
+@pytest.mark.parametrize("dim", [6, 30, 400])  # 400: more numbers than rows
 def test_linear_probe_is_sklearns_logistic_regression(dim: int) -> None:
     x, labels, _ = blobs(200, dim)
     reference = make_pipeline(

@@ -211,7 +211,7 @@ def test_a_flipped_byte_anywhere_is_found_by_verify_and_in_a_page_by_the_reader(
     assert readable(tmp_path, entry)
 
 
-def test_in_object_storage_a_row_group_costs_one_request_after_the_first(s3_storage: tuple[config.Storage, str]) -> None:
+def test_in_object_storage_a_row_group_is_one_request_after_the_first(s3_storage: tuple[config.Storage, str]) -> None:
     s3, uri = s3_storage
     entry = shards.write_shard(uri, "a.parquet", table(40), s3, rows_per_group=8)
     with FaultyProxy(str(s3.endpoint), fail_share=0.0, delay_s=0.0, seed=0) as proxy:

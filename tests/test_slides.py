@@ -1,12 +1,14 @@
-"""Slides are cut on a grid: geometry against a slide whose every pixel is known, and the real slide of tests/data."""
+"""Slides are cut on a grid: geometry against a slide whose every pixel is known, and the real slide of tests/data.
+
+Cutting on Ray is tested beside importing on Ray, in one session.
+"""
 
 from __future__ import annotations
 
 import io
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,7 @@ def rows_of(uri: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("in_a_row")
-@pytest.mark.parametrize("mpp", [0.25, 0.3, 0.5, 0.71, 1.0, 1.3, 0.2])
+@pytest.mark.parametrize("mpp", [0.25, 0.5, 0.71, 1.3, 0.2])
 def test_every_pixel_lies_where_x_y_and_mpp_say(tmp_path: Path, mpp: float) -> None:
     slide = write_slide(tmp_path / "known.tif")
     manifest = cut_slides([slide], str(tmp_path / "to"), CFG, size=128, mpp=mpp)
@@ -108,11 +110,7 @@ def test_stride_overlaps_and_glass_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("in_a_row")
 def test_the_real_slide(tmp_path: Path) -> None:
     manifest = cut_slides([CMU], str(tmp_path / "to"), CFG, seed=1)
-    again = cut_slides([CMU], str(tmp_path / "again"), CFG, seed=1)
-    other = cut_slides([CMU], str(tmp_path / "other"), CFG, seed=2)
-    assert manifest == again and manifest.shards[0].sha256 != other.shards[0].sha256
     rows = rows_of(tmp_path / "to")
-    assert {row["tile_id"] for row in rows} == {row["tile_id"] for row in rows_of(tmp_path / "other")}
     assert [(row["y"], row["x"]) for row in rows] != sorted((row["y"], row["x"]) for row in rows)
     with openslide.OpenSlide(CMU) as slide:
         whole = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB")).astype(float)
@@ -125,7 +123,7 @@ def test_the_real_slide(tmp_path: Path) -> None:
     kept, pixels = {(row["x"], row["y"]) for row in rows}, np.arange(24, 200)
     assert kept <= set(inside) and {p for p, share in inside.items() if share > 0.6} <= kept
     assert not {p for p, share in inside.items() if share < 0.4} & kept and 25 < len(kept) < 50
-    for row in rows[:12]:
+    for row in rows[:8]:
         tile = np.asarray(Image.open(io.BytesIO(row["image"]))).astype(float)
         misses = []
         for shift in ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0)):
@@ -135,6 +133,16 @@ def test_the_real_slide(tmp_path: Path) -> None:
         assert misses[0] < 8 and misses[0] < 0.6 * min(misses[1:]), misses
         assert row["tissue"] == pytest.approx(inside[row["x"], row["y"]], abs=0.12)
     assert manifest.counts["slide"] == {"CMU-1-Small-Region": len(rows)} and verify(str(tmp_path / "to"), CFG) == []
+
+
+@pytest.mark.usefixtures("in_a_row")
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_order(tmp_path: Path) -> None:
+    one, again, other = (
+        cut_slides([CMU], str(tmp_path / to), CFG, seed=seed, mpp=1.5) for to, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert one == again and one.shards[0].sha256 != other.shards[0].sha256
+    ids = [[row["tile_id"] for row in rows_of(tmp_path / to)] for to in "ac"]
+    assert sorted(ids[0]) == sorted(ids[1]) and ids[0] != ids[1]
 
 
 @pytest.mark.usefixtures("in_a_row")
@@ -220,31 +228,3 @@ def test_shard_names_are_plain_and_distinct() -> None:
     assert safe("TCGA-01_a.b") == "TCGA-01_a.b"
     names = {safe(slide) for slide in ("a b", "a_b", "a/b", "a?b")}
     assert len(names) == 4 and all(re.fullmatch(r"[\w.-]+", name) for name in names)
-
-
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    """Ray, started here unless some other test did, and ended by whoever started it."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as temp:
-        ray.init(num_cpus=4, include_dashboard=False, _temp_dir=temp, _node_ip_address="127.0.0.1", log_to_driver=False)
-        yield
-        ray.shutdown()
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_on_ray_slides_are_cut_side_by_side_to_the_same_bytes(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    bad = tmp_path / "bad.svs"
-    bad.write_text("no slide")
-    paths = [bad, *(write_slide(tmp_path / f"{name}.tif", 512, 512) for name in ("one", "two"))]
-    manifest = cut_slides(paths, str(tmp_path / "ray"), CFG)
-    request.getfixturevalue("in_a_row")
-    assert cut_slides(paths, str(tmp_path / "row"), CFG) == manifest
-    assert [f.what for f in read_failures(str(tmp_path / "ray"), CFG)] == ["bad"]
-    assert manifest.counts["slide"] == {"one": 1, "two": 1}

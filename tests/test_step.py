@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -129,24 +130,10 @@ def rank_of_two(rank: int, port: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], list[Any]]]:
-    """Two processes with gloo. They take seconds to import torch, so they start first and are asked last."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.set_forkserver_preload([__name__])  # torch is imported once for both
-    ranks = start_processes(rank_of_two, (port, str(folder)), nprocs=2, join=False, start_method="forkserver")
-
-    def results() -> list[Any]:
-        while not ranks.join():
-            pass
-        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-
-    yield results
-    for process in ranks.processes:
-        if process.is_alive():
-            process.kill()
+def forkserver() -> None:
+    """Importing torch and timm takes seconds: once for both ranks, and while the other tests run."""
+    multiprocessing.set_forkserver_preload([__name__])
+    multiprocessing.forkserver.ensure_running()
 
 
 def test_the_loss_is_the_weighted_mean_and_the_metrics_say_what_of() -> None:
@@ -389,11 +376,15 @@ def test_linear_heads_reach_the_floor_of_pca_at_every_width(kind: str) -> None:
     assert 0.01 < floors["summary"][8] < floors["summary"][4] < floors["summary"][2] < 0.5
 
 
-def test_two_ranks_and_two_micro_batches_are_one_batch(two_ranks: Callable[[], list[Any]]) -> None:
+def test_two_ranks_and_two_micro_batches_are_one_batch(tmp_path: Path) -> None:
     """Also with teachers dropped and widths drawn: neither may depend on who holds a view."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start_processes(rank_of_two, (port, str(tmp_path)), nprocs=2, start_method="forkserver")
     whole, values = two_steps(1)
     halves, half_values = two_steps(2)
-    results = two_ranks()
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert torch.equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
     assert not torch.equal(whole, flat(make_engine(make_run(**VARIED)).module))
     for weights, measured in ((halves, half_values), results[0]):

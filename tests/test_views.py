@@ -86,6 +86,13 @@ def test_whole_tile_at_its_own_size_is_the_tile() -> None:
     assert np.array_equal(shared_view(tile, ViewKey(0, "t", None, 0), PLAIN, None), tile)
 
 
+def test_crops_are_antialiased() -> None:
+    """A grid of single pixels becomes grey when four of them make one; picking pixels would keep it black and white."""
+    grid = (np.indices((128, 128)).sum(axis=0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+    view = shared_view(grid, ViewKey(0, "t", None, 0), PLAIN, None)
+    assert np.abs(view[1:-1, 1:-1].astype(int) - 127).max() <= 2
+
+
 def test_crop_and_turns_put_every_pixel_where_the_draws_say() -> None:
     """Reads position, size and orientation of 300 views from their colours; compares with the tile's geometry."""
     cfg = PLAIN.model_copy(update={"scale": (0.3, 1.0), "flip": True, "quarter_turns": True})

@@ -118,7 +118,9 @@ def fetch(run_uri: str, ref: Ref, to: Path, cfg: config.Storage) -> Path:
         for path, facts in json.loads(record.read_text())["files"].items():
             if sha256(to / path) != facts["sha256"]:
                 where = storage.join(folder(run_uri, ref), path)
-                raise CheckpointError(f"{where} is damaged; delete {folder(run_uri, ref)} to continue from the one before")
+                raise CheckpointError(
+                    f"{where} is damaged; delete {folder(run_uri, ref)} to continue from the one before"
+                )
     return to
 
 

@@ -125,5 +125,5 @@ def full_weights(at: Path, zero_stage: int) -> dict[str, torch.Tensor]:
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
     """DeepSpeed prints to stdout whatever the log level; the run's own lines are what people should see."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         yield

@@ -17,6 +17,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
+Answer = tuple[np.ndarray, np.ndarray, float]
+"""Summary, tokens, seconds: what a replica's `embed` returns."""
 RETRY_S = 0.5
 REFRESH_S = 2.0
 
@@ -50,7 +52,9 @@ class FanOut:
             out[f"seconds.{name}"] = np.array([seconds], np.float32)
         return out
 
-    async def ask(self, teacher: str, views: ray.ObjectRef, token_pos: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    async def ask(
+        self, teacher: str, views: ray.ObjectRef, token_pos: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, float]:
         while True:
             replica = await self.pick(teacher)
             self.load[replica] += 1

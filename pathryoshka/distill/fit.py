@@ -67,9 +67,7 @@ def fit_sample(run: config.Run, stream: Stream) -> dict[tuple[str, str], Standar
                 moments.setdefault((name, kind), Moments(x.shape[1])).update(x)
                 kept.setdefault((name, kind), []).append(x[:256].astype(np.float32))
     kinds = {"summary": run.standardise.summary, "tokens": run.standardise.tokens}
-    return {
-        key: standardize.fit(m, kinds[key[1]], np.concatenate(kept[key])[:4096]) for key, m in moments.items()
-    }
+    return {key: standardize.fit(m, kinds[key[1]], np.concatenate(kept[key])[:4096]) for key, m in moments.items()}
 
 
 def refuse_other_teachers(saved: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> None:

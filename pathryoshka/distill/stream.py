@@ -45,9 +45,7 @@ class Stream:
     deterministic: bool
 
     def work(self, ledger: Ledger) -> Work:
-        return remaining(
-            self.source.plan, ledger, micro_batch=self.source.micro_batch, global_batch=self.global_batch
-        )
+        return remaining(self.source.plan, ledger, micro_batch=self.source.micro_batch, global_batch=self.global_batch)
 
 
 def make_dataset(stream: Stream, ledger: Ledger) -> Dataset:
@@ -123,7 +121,9 @@ def bytes_per_row(stream: Stream, dims: dict[str, tuple[int, int]]) -> tuple[int
     return source.micro_batch * views, source.micro_batch * (views + features)
 
 
-def bytes_in_flight(stream: Stream, dims: dict[str, tuple[int, int]], num_workers: int, prefetch: int) -> dict[str, int]:
+def bytes_in_flight(
+    stream: Stream, dims: dict[str, tuple[int, int]], num_workers: int, prefetch: int
+) -> dict[str, int]:
     """Upper bounds in bytes, by place, of what is on its way at any moment.
 
     Readers hold two finished blocks each (Ray's generator back-pressure) and one being made; FanOut holds the views

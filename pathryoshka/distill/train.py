@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pathryoshka.metrics import RunLog
 from pathryoshka.session import speaker
 from pathryoshka.teachers.standardize import load as load_standardisers
 from pathryoshka.tiles.ledger import Ledger
+from pathryoshka.tiles.views import student_view
 
 
 class TrainingError(RuntimeError):
@@ -70,6 +72,8 @@ def train_worker(job: Job) -> None:
     scratch = Path(tempfile.mkdtemp(prefix="pathryoshka-"))
     ref, ledger = current_ledger(job)
     module = build_module(run, job.dims).to(device)
+    if run.train.activation_checkpointing:
+        module.student.timm_model.set_grad_checkpointing(True)  # type: ignore[operator]
     ema = Ema(module, run.student.ema) if run.student.ema else None
     core = restore(job, module, ref, scratch, world_size, ema)
     standardisers = load_standardisers(fetch_file(job, "standardisers.safetensors", scratch))
@@ -90,7 +94,7 @@ def train_worker(job: Job) -> None:
         for step in range(first, stop):
             micro = [next(batches) for _ in range(micro_per_step // world_size)]
             engine.set_lr(core, learning_rate(run, presented))
-            metrics = train_step(core, [to_device(m, device) for m in micro], standardisers, run, step)
+            metrics = train_step(core, [to_device(m, device, run) for m in micro], standardisers, run, step)
             if ema:
                 ema.update(module)
             pending += [{name: np.array(m[name]) for name in ("seq", "weight", "digest")} for m in micro]
@@ -119,8 +123,8 @@ def train_worker(job: Job) -> None:
                 if rank == 0:
                     write_rank_zero(local, state, ema)
                     best = min(best, values["loss"])
-                then = (lambda r=here, b=values["loss"] == best: tidy(job, log, r if b else None)) if rank == 0 else None
-                uploader.submit(here, local, then)
+                record = here if values["loss"] == best else None
+                uploader.submit(here, local, partial(tidy, job, log, record) if rank == 0 else None)
     shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -163,9 +167,13 @@ def fetch_file(job: Job, name: str, scratch: Path) -> Path:
     return path
 
 
-def to_device(micro: dict[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
-    """The tensors of a micro-batch; from pinned memory and without waiting on CUDA."""
+def to_device(micro: dict[str, np.ndarray], device: torch.device, run: config.Run) -> dict[str, torch.Tensor]:
+    """The tensors of a micro-batch, its views jittered for the student; on CUDA from pinned memory, without waiting."""
     out = {}
+    if run.views.photometric:
+        # keyed by what is presented, not by when: a resumed run draws the same
+        rng = np.random.default_rng([run.train.seed, *(micro["seq"][:1] + 1).tolist()])
+        micro = micro | {"views": student_view(micro["views"], rng, run.views.photometric)}
     for name, value in micro.items():
         if name in ("digest", "origin") or name.startswith("seconds."):
             continue
@@ -290,5 +298,3 @@ class Meter:
         values["seconds_left"] = (last - step) * elapsed / self.steps
         self.reset()
         return values
-
-

@@ -14,7 +14,7 @@ import numpy as np
 from pathryoshka import config
 from pathryoshka.evaluate import probes
 from pathryoshka.evaluate.datasets import describe, is_phantom, remarks_on, short_names, without_seen
-from pathryoshka.evaluate.embed import Embedded, Encode, embed_tiles
+from pathryoshka.evaluate.embed import Embedded, EmbedError, Encode, embed_tiles
 from pathryoshka.evaluate.scores import PCA, TEACHERS_MEAN, Cost, DataSet, Difference, Kind, Row, Scores
 from pathryoshka.export.seen import Seen
 
@@ -133,6 +133,8 @@ def score(
 
     for contender in contenders:
         x_ND = embedded.vectors[contender.name]
+        if contender.kind in NESTED and x_ND.shape[1] < widths[-1]:
+            raise EmbedError(f"{contender.name} gives {x_ND.shape[1]} numbers, so it has no width {widths[-1]}")
         for width in widths if contender.kind in NESTED else (x_ND.shape[1],):
             cut = probes.cut(x_ND, width)
             enter(contender.name, contender.kind, width, [(cut[train], cut[test]) for train, test in folds])

@@ -93,4 +93,4 @@ def short_names(uris: Sequence[str]) -> tuple[str, ...]:
 
 def is_phantom(uri: str, storage: config.Storage) -> bool:
     """Whether the manifest says that the tiles were drawn by a program."""
-    return "phantom" in str(read_manifest(uri, storage).made_by).lower()
+    return read_manifest(uri, storage).made_by.get("kind") == "phantom"

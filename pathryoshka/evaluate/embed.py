@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,9 +16,6 @@ from pathryoshka import config
 from pathryoshka.export.seen import choose_tiles, perceptual_hash
 from pathryoshka.tiles.shards import iter_tiles
 from pathryoshka.tiles.views import TileError, decode, identity_view
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Encode = Callable[[np.ndarray], Any]
 """uint8 [B, H, W, 3] -> [B, D] as array or tensor, or a teacher's features, of which the summary is taken."""
@@ -182,16 +179,3 @@ def to_numpy(name: str, encode: Encode, views: np.ndarray) -> np.ndarray:
     if not np.isfinite(vectors).all():
         raise EmbedError(f"{name} gives values that are not finite; look at its weights and precision")
     return vectors
-
-
-def encode_with(student: nn.Module, device: str = "cpu") -> Encode:
-    """A student (`normalise`, `forward -> (z, tokens)`) as an encoder, in evaluation mode on `device`."""
-    import torch
-
-    student = student.to(device).eval()
-
-    def encode(views: np.ndarray) -> torch.Tensor:
-        with torch.inference_mode():
-            return student(student.normalise(torch.from_numpy(views).to(device)))[0]  # type: ignore[operator]
-
-    return encode

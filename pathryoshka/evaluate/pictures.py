@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from pathryoshka.evaluate.scores import PCA, DataSet, Row, Scores
+from pathryoshka.evaluate.scores import DataSet, Row, Scores
 
 # name -> (light, dark); each light value is unique, since it is what becomes `var(--name)`.
 COLOURS = {
@@ -30,7 +30,7 @@ COLOURS = {
     "faint": ("#66717c", "#98a4b0"),
     "line": ("#d5dbe1", "#333c46"),
     "student": ("#0b5cc4", "#6cb0ff"),
-    "pca": ("#c25e00", "#ffa64d"),
+    "pca": ("#b05200", "#ffa64d"),
     "start": ("#4d7c6f", "#7fc4b1"),
     "random": ("#8a8f98", "#8b95a1"),
     "teacher0": ("#8e2a8b", "#e08bdd"),
@@ -265,10 +265,8 @@ def to_png(figure: Figure, dpi: int = 180) -> bytes:
 def describe_scores(scores: Scores, dataset: DataSet, probe: str) -> str:
     """What the plot shows, for those who do not see it."""
     parts = []
-    for kind in ("student", "pca", "start", "random", "teacher"):
-        for name in (PCA,) if kind == "pca" else scores.names(kind):  # type: ignore[arg-type]
-            rows = sorted((r for r in scores.rows if (r.dataset, r.probe, r.encoder) == (dataset.name, probe, name)),
-                          key=lambda r: r.width)  # fmt: skip
-            if rows:
-                parts.append(f"{name}: " + ", ".join(f"{short(r.score)} at {r.width}" for r in rows))
+    chosen = [r for r in scores.rows if (r.dataset, r.probe) == (dataset.name, probe)]
+    for name in dict.fromkeys(r.encoder for r in chosen):
+        rows = sorted((r for r in chosen if r.encoder == name), key=lambda r: r.width)
+        parts.append(f"{name}: " + ", ".join(f"{short(r.score)} at {r.width}" for r in rows))
     return f"Balanced accuracy of a {PROBE_NAMES[probe]} on {dataset.name} against width. " + "; ".join(parts) + "."

@@ -92,4 +92,5 @@ class Scores(Frozen):
         return max(rows, key=lambda r: r.width) if rows else None
 
     def names(self, kind: Kind) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(c.encoder for c in self.costs if c.kind == kind))
+        """Encoders of a kind that were scored, in the order in which they were given."""
+        return tuple(dict.fromkeys(r.encoder for r in self.rows if r.kind == kind))

@@ -15,7 +15,7 @@ import copy
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,11 +206,3 @@ def public_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_text(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-
-
-def golden_views(views: Iterator[np.ndarray]) -> np.ndarray:
-    """The first eight views uint8 [S, S, 3] of `views`, repeated where there are fewer."""
-    found = [view for _, view in zip(range(NUM_GOLDEN), views, strict=False)]
-    if not found:
-        raise ExportError("there is no tile to make golden tiles of")
-    return np.stack([found[i % len(found)] for i in range(NUM_GOLDEN)])

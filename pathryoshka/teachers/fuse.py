@@ -6,10 +6,12 @@ whole map, put into the kernel as zeros (a stride-2 kernel of 3 becomes one of 4
 inside the convolution by oneDNN. Adjacent modules need not run in that order, so the result is compared with the
 untouched model and thrown away if it differs.
 
-Views a second of the tf_efficientnet_lite0 / 1 / 2 trunks, fp32, 128 px, one thread of a Xeon with AVX-512, batch 32:
-contiguous 69 / 56 / 62; channels last 98 / 73 / 85; folded 152 / 111 / 117; padding in the kernel 190 / 160 / 145;
-ReLU6 inside 197 for lite0 (250 in batches of 16). Tried and left out: tracing and freezing (no gain after the above,
-3 s of start), torch.compile with freezing (160 for lite0, 14-56 s of start), bf16 (240, features off by 4-7 %).
+Views a second of the tf_efficientnet_lite0 / 1 / 2 trunks, fp32, 128 px, batches of 32, one thread of a Xeon with
+AVX-512 that others used too (interleaved, best of 10): contiguous 65 / 52 / 38; channels last 95 / 71 / 63; folded
+129 / 100 / 89; padding in the kernel 164 / 123 / 104; ReLU6 inside 193 / 141 / 113, and 200 / 146 / 121 in batches of
+16. The tokens are off by 4e-6. Tried and left out: tracing and freezing (no gain after the above, 3 s of start),
+torch.compile with freezing (160 for lite0 where this made 190, after 14-56 s of start), bf16 (a quarter quicker,
+features off by 4-7 %).
 """
 
 from __future__ import annotations

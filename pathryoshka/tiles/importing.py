@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -135,7 +136,8 @@ def write_chunk(
                 rows.append(row(tile, pixels, data))
                 stats.append(TileStats.of([pixels]))
             except TileError as error:
-                failures.append(Failure(tile.tile_id, str(error)))
+                # Pillow names the memory address of what it could not identify; the list is to be the same every time
+                failures.append(Failure(tile.tile_id, re.sub(r" <_io[^>]*>", "", str(error))))
     finally:
         pool.shutdown(cancel_futures=True)
     if not rows:

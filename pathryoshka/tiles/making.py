@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import ray
 from ray import cloudpickle
+from ray.data import TaskPoolStrategy
 
 from pathryoshka import config, storage
-from pathryoshka.tiles.shards import MANIFEST, Manifest, ShardEntry, read_manifest, write_manifest
+from pathryoshka.tiles.shards import MANIFEST, Manifest, ShardEntry, ShardError, read_manifest, write_manifest
 from pathryoshka.tiles.sources import ImportRefused
 
 FAILURES = "_failures.json"
@@ -58,10 +60,13 @@ def make_data_set(
     """
     made_by = json.loads(json.dumps(made_by))
     if storage.exists(storage.join(to, MANIFEST), cfg):
-        there = read_manifest(to, cfg)
+        try:
+            there = read_manifest(to, cfg)
+        except ShardError as error:
+            raise ImportRefused(f"{error}; to do so, delete {to} first") from None
         if there.made_by == made_by:
             left_out = len(read_failures(to, cfg))
-            log.info("%s holds this data set already: %d tiles, %d left out when it was made", to, there.rows, left_out)
+            log.info("%s is there already: %d tiles, %d left out; delete it to make it anew", to, there.rows, left_out)
             return there
         differing = [k for k in sorted({*made_by, *there.made_by}) if made_by.get(k) != there.made_by.get(k)]
         raise ImportRefused(
@@ -75,8 +80,10 @@ def make_data_set(
         for result in results:
             if isinstance(result, Exception):
                 raise result
-        if len(failures) > max_failed or not shards:
-            some = "; ".join(f"{f.what}: {f.reason}" for f in failures[:3])
+        some = "; ".join(f"{f.what}: {f.reason}" for f in failures[:3])
+        if not shards:
+            raise ImportRefused(f"none of {total} could be read ({some}); nothing was written")
+        if len(failures) > max_failed:
             raise ImportRefused(
                 f"{len(failures)} of {total} cannot be read, {int(max_failed)} may be left out ({some}); repair or "
                 "remove them, or raise max_failed_share; nothing was written"
@@ -120,7 +127,10 @@ def run_tasks(function: Callable[[Item], Result], items: Sequence[Item]) -> list
     data.context.execution_options.verbose_progress = False
     data.context.execution_no_progress_timeout_s = -1  # one slide may take an hour
     outcomes: dict[int, Result | Exception] = {}
-    for done, row in enumerate(data.map(task).iter_rows(), 1):
+    # a local session announces more CPUs than there are cores; work that only computes gains nothing from them
+    alone = sum(node["Alive"] for node in ray.nodes()) == 1
+    tasks = TaskPoolStrategy(size=os.cpu_count() if alone else None)
+    for done, row in enumerate(data.map(task, compute=tasks).iter_rows(), 1):
         outcomes[row["index"]] = cloudpickle.loads(row["outcome"])
         if done * 10 // len(rows) > (done - 1) * 10 // len(rows):
             log.info("%d of %d pieces done", done, len(rows))

@@ -102,6 +102,10 @@ def segment_batches(source: Source, index: int, ledger: Ledger) -> Iterator[Batc
             empty.digest[b] = view_digest(int(segment.seq[i]), view)
             if source.tokens_per_view:
                 empty.token_pos[b] = token_positions(key, source.num_tokens, source.tokens_per_view)
+        real = np.flatnonzero(empty.weight)
+        if len(real):  # rows of weight zero show real pixels too: batch norms of a convolutional student see them
+            blank = np.flatnonzero(empty.weight == 0)
+            empty.views[blank] = empty.views[np.resize(real, len(blank))]
         seconds = time.perf_counter() - started
         yield Batch(empty.views, empty.seq, empty.weight, empty.token_pos, empty.digest, seconds, tuple(failures))
         started = time.perf_counter()

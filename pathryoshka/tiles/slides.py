@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import itertools
 import json
 import posixpath
@@ -80,6 +81,8 @@ def cut_slides(
     Raises:
         ImportRefused: no slide could be cut, two slides of one name, or another data set at `to`.
     """
+    if importlib.util.find_spec("openslide") is None:
+        raise ImportRefused("slides are cut with OpenSlide, which is not installed; pip install 'pathryoshka[slides]'")
     grid = Grid(size, stride or size, mpp, min_tissue, seed)
     known = read_csv(storage.absolute(str(csv)), cfg, COLUMNS) if csv else {}
     secret = pseudonymiser(pseudonymise)

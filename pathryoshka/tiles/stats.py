@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 SATURATION_CAP = 0.15
@@ -39,8 +40,7 @@ class TileStats(Frozen):
             height, width, _ = tile.shape
             pixels += height * width
             sizes[f"{width}x{height}"] += 1
-            for channel in range(3):
-                histogram[channel] += np.bincount(tile[..., channel].ravel(), minlength=256)
+            histogram += np.array(Image.fromarray(tile).histogram()).reshape(3, 256)
         levels = np.arange(256)
         return cls(
             pixels=pixels,
@@ -77,8 +77,10 @@ class TileStats(Frozen):
 
 def saturation(rgb: np.ndarray) -> np.ndarray:
     """HSV saturation of uint8 [H, W, 3] as float32 [H, W], 0 ... 1; near-black pixels (pen, borders) count as 0."""
-    high, low = rgb.max(-1).astype(np.float32), rgb.min(-1).astype(np.float32)
-    return np.where(high > 25, (high - low) / np.maximum(high, 1), 0).astype(np.float32)
+    red, green, blue = (rgb[..., channel] for channel in range(3))
+    high = np.maximum(np.maximum(red, green), blue)  # a tenth of the time of max over the last axis
+    low = np.minimum(np.minimum(red, green), blue)
+    return np.divide(high - low, high, out=np.zeros(high.shape, np.float32), where=high > 25, dtype=np.float32)
 
 
 def tissue_threshold(saturations: np.ndarray) -> float:

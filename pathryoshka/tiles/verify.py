@@ -49,9 +49,7 @@ def verify(uri: str, cfg: config.Storage) -> list[Problem]:
     return problems + list(shared_tiles([(s.path, ids) for s, (_, ids) in zip(manifest.shards, checked, strict=True)]))
 
 
-def check_shard(
-    uri: str, cfg: config.Storage, shard: ShardEntry, size: int | None
-) -> tuple[list[Problem], np.ndarray]:
+def check_shard(uri: str, cfg: config.Storage, shard: ShardEntry, size: int | None) -> tuple[list[Problem], np.ndarray]:
     """What is wrong with one shard, and a 128-bit hash a tile id (uint64 [rows, 2]) when it can be read.
 
     Args:

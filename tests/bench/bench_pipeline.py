@@ -1,0 +1,123 @@
+"""Full pipeline against a bare single-process loop, CPU seconds a view and wall time, interleaved."""
+
+from __future__ import annotations
+
+import bisect
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from pathryoshka import config, storage
+from pathryoshka.distill import checkpoint
+from pathryoshka.driver import Ready, fit, prepared
+from pathryoshka.metrics import read_metrics
+from pathryoshka.recipes import recipe_by_name
+from pathryoshka.s3server import S3Server
+from pathryoshka.tiles.phantom import write_phantom
+from tests.bench.common import cpu_seconds, finish
+
+GOAL, REPEATS, STEPS, WARM = 0.85, 5, 40, 10
+
+
+class Sampler:
+    """CPU seconds of this process tree over time, the S3 server and the bare loop left out."""
+
+    def __init__(self, without: list[int]):
+        self.without, self.times, self.used = without, [], []  # type: ignore[var-annotated]
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self.work, daemon=True)
+        self.thread.start()
+
+    def work(self) -> None:
+        while not self.stop.wait(0.5):
+            others = sum(cpu_seconds(psutil.Process(pid)) for pid in self.without if psutil.pid_exists(pid))
+            self.used.append(cpu_seconds() - others)
+            self.times.append(time.time())
+
+    def at(self, when: float) -> float:
+        """Linear between the two samples around `when`."""
+        i = min(max(1, bisect.bisect(self.times, when)), len(self.times) - 1)
+        a, b = self.times[i - 1], self.times[i]
+        return self.used[i - 1] + (self.used[i] - self.used[i - 1]) * (when - a) / (b - a)
+
+
+def pipeline(ready: Ready, attempt: int, sampler: Sampler) -> dict[str, float]:
+    """STEPS steps of a fresh attempt; figures from step WARM on, start-up apart."""
+    job = replace(ready.job, token=ready.job.token + attempt, max_steps=STEPS)
+    checkpoint.record_attempt(job.run_uri, job.token, job.run.storage)
+    started = time.time()
+    fit(replace(ready, job=job), lambda _: None)
+    time.sleep(1.5)
+    lines = read_metrics(job.run_uri, job.run.storage)[-STEPS // job.run.train.log_every :]
+    first, last = lines[WARM // job.run.train.log_every - 1], lines[-1]
+    views = (last["step"] - first["step"]) * job.run.train.global_batch
+    used = sampler.at(last["time"]) - sampler.at(first["time"])
+    return {"cpu": used / views, "wall": (last["time"] - first["time"]) / views, "start": lines[0]["time"] - started}
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name, S3Server(Path(name) / "s3", bucket="bench") as server:
+        os.environ.update(server.env)
+        run = recipe_by_name("demo").model_dump()
+        over = {
+            "name": "pipeline",
+            "data": {"tiles": ["s3://bench/tiles"]},
+            "storage": {"root": "s3://bench/runs"},
+            "plan": {"num_views": 10**6},
+            "train": {"checkpoint_every": 10**6, "log_every": 5},
+        }
+        full = config.make_run(config.overlay(run, over))
+        local = config.make_run(config.overlay(run, over | {"data": {"tiles": [f"{name}/tiles"]}}))
+        for where in (full, local):
+            write_phantom(where.data.tiles[0], where.storage, num_tiles=2000, num_patients=20, num_sites=2, size=224)
+        with prepared(full, (), print) as ready:
+            fitted = Path(name) / "standardisers.safetensors"
+            fitted.write_bytes(storage.read_bytes(storage.join(ready.job.run_uri, fitted.name), full.storage))
+            file = Path(name) / "run.json"
+            file.write_text(json.dumps(local.model_dump(mode="json")))
+            bare = subprocess.Popen(
+                [sys.executable, "-m", "tests.bench.bare", str(file), str(fitted)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            assert bare.stdin and bare.stdout
+
+            def ask(threads: int, steps: int) -> dict[str, float]:
+                assert bare.stdin and bare.stdout
+                bare.stdin.write(f"{threads} {steps}\n")
+                bare.stdin.flush()
+                answer = json.loads(bare.stdout.readline())
+                return {"cpu": answer["cpu"] / answer["views"], "wall": answer["wall"] / answer["views"]}
+
+            ask(1, 5)
+            sampler = Sampler([server.pid, bare.pid])
+            cores = os.cpu_count() or 1
+            cpu, wall = [], []
+            for repeat in range(1, REPEATS + 1):
+                one, many = ask(1, 15), ask(cores, 15)
+                whole = pipeline(ready, repeat, sampler)
+                cpu.append(one["cpu"] / whole["cpu"])
+                wall.append(many["wall"] / whole["wall"])
+                print(
+                    f"repeat {repeat}: bare {1000 * one['cpu']:.1f} CPU ms a view (one thread), "
+                    f"{1000 * many['wall']:.1f} ms wall ({cores} threads); pipeline {1000 * whole['cpu']:.1f} CPU ms, "
+                    f"{1000 * whole['wall']:.1f} ms wall, after {whole['start']:.0f} s of start-up; ratios "
+                    f"{cpu[-1]:.2f} and {wall[-1]:.2f}",
+                    flush=True,
+                )
+            bare.kill()
+        both = (statistics.median(cpu), statistics.median(wall))
+    print(f"CPU ratio {both[0]:.3f}, wall ratio {both[1]:.3f}; the smaller one counts")
+    finish("pipeline", cpu if both[0] <= both[1] else wall, GOAL, cpu=both[0], wall=both[1])
+
+
+if __name__ == "__main__":
+    main()

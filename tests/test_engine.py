@@ -1,0 +1,100 @@
+"""DeepSpeed agrees with plain PyTorch at every ZeRO stage, without a compiler, and restores at another world size."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKER = """
+import json, os, sys
+import numpy as np, torch, torch.distributed as dist
+from pathlib import Path
+from tests.gpu.test_spine_gpu import DIMS, batch, run_of, standardisers
+from pathryoshka.distill import engine
+from pathryoshka.distill.model import build_module
+from pathryoshka.distill.step import reduce_metrics, train_step
+from pathryoshka.distill.train import to_device
+
+stage, begin, end, load, save = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
+torch.set_num_threads(1)
+rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+if world > 1 or stage >= 0:
+    dist.init_process_group("gloo")
+run = run_of(device="cpu", num_workers=world, zero_stage=max(stage, 0), micro_batch=16)
+run = run.model_copy(update={"loss": run.loss.model_copy(update={"token_widths_per_step": 1, "widths_per_step": 1})})
+torch.manual_seed(0)
+module, cpu = build_module(run, DIMS), torch.device("cpu")
+if stage < 0:
+    from tests.bench.bare import PlainEngine
+    core, divided_by = PlainEngine(module, run), 64 // 16
+else:
+    saved_world = json.loads((Path(load) / "world.json").read_text()) if load != "-" else world
+    universal = saved_world != world and stage > 0
+    if universal and rank == 0:
+        engine.to_universal(Path(load), stage)
+    dist.barrier()
+    core, divided_by = engine.build_engine(module, run, world, universal=universal), None
+    if load != "-":
+        engine.restore(core, Path(load), universal=universal)
+    engine.set_lr(core, run.optim.lr)
+fitted, losses = standardisers(), []
+for step in range(begin, end):
+    micro = [batch(run, 4 * step + i) for i in range(4)][rank * 4 // world : (rank + 1) * 4 // world]
+    values = reduce_metrics([train_step(core, [to_device(m, cpu, run) for m in micro], fitted, run, step, divided_by)])
+    losses.append(values["loss"])
+if save != "-":
+    engine.save(core, Path(save))
+    (Path(save) / "world.json").write_text(str(world))
+if rank == 0:
+    print("LOSSES", json.dumps(losses))
+"""
+
+
+def losses(stage: int, world: int, steps: range, load: str = "-", save: str = "-") -> list[float]:
+    """The loss curve of a run in processes of their own; stage -1 is plain PyTorch. No compiler is on PATH."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    env = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    env |= {"OMP_NUM_THREADS": "1", "PATH": "/nowhere", "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, "-c", WORKER, str(stage), str(steps.start), str(steps.stop), load, save]
+    ranks = [
+        subprocess.Popen(command, env={**env, "RANK": str(r), "LOCAL_RANK": str(r)}, stdout=subprocess.PIPE, text=True)
+        for r in range(world)
+    ]
+    out = [process.communicate(timeout=280)[0] for process in ranks]
+    assert all(process.returncode == 0 for process in ranks), out
+    line = next(line for line in out[0].splitlines() if line.startswith("LOSSES"))
+    return json.loads(line.removeprefix("LOSSES"))
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[float]:
+    return losses(-1, 1, range(8))
+
+
+def test_plain_pytorch_learns(plain: list[float]) -> None:
+    assert plain[-1] < plain[0]
+
+
+@pytest.mark.parametrize("stage", [1, pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow),
+                                   pytest.param(3, marks=pytest.mark.slow)])  # fmt: skip
+def test_zero_agrees_with_plain_pytorch_on_two_ranks(plain: list[float], stage: int) -> None:
+    assert losses(stage, 2, range(8)) == pytest.approx(plain, rel=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("world", [1, 4])
+def test_another_number_of_workers_goes_on_as_before(
+    plain: list[float], tmp_path: Path, stage: int, world: int
+) -> None:
+    first = losses(stage, 2, range(4), save=str(tmp_path))
+    rest = losses(stage, world, range(4, 8), load=str(tmp_path))
+    assert first + rest == pytest.approx(plain, rel=5e-4)
