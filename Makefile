@@ -80,7 +80,7 @@ format: $(READY)
 	$(PY) -m ruff format --quiet .
 
 test: lint
-	$(PYTEST) --timeout=300 -m 'not slow and not full'
+	$(PYTEST) --timeout=600 -n 2 --dist loadfile -m 'not slow and not full'
 
 test-slow: $(READY)
 	$(PYTEST) --timeout=1800 -m 'slow and not full'

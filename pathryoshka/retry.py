@@ -7,8 +7,8 @@ is wrapped once more:
 - 500, 503 and resets: both clients repeat the request, no operation failed (median 0.41 s a read and 0.7 s a write of
   300 kB with pyarrow, which needs two and three requests; 0.21 s and 0.25 s with boto3, which needs one).
 - a body that is cut off: pyarrow repeats its range request; boto3 notices and raises (28 of 28) without repeating.
-- headers that are cut off: pyarrow takes a HEAD without its length for a file of 0 bytes (every time, silently), so a
-  size that pyarrow reports is never believed here.
+- headers that are cut off: pyarrow takes a HEAD without its length for a file of 0 bytes, every time and silently
+  (`EMPTY` is what Parquet makes of it). Give it the size where you know it.
 - giving up with 8 tries: pyarrow after about 31 s (nothing listens) or 57 s (500, 503); boto3 after 5 s or 51 s (503).
 - pyarrow's `request_timeout` (default 3 s of silence) works on Linux too, whatever its documentation says.
 """
@@ -73,8 +73,10 @@ def retrying(fn: Callable[[], T], cfg: config.Storage, what: str) -> T:
                 raise
             first_failure = first_failure or time.monotonic()
             failing_s = time.monotonic() - first_failure
-            outage_s = 0 if answer_of(error) else (cfg.max_attempts - 1) ** 2
+            outage_s = 0 if answer_of(error) or looks_empty(error) else (cfg.max_attempts - 1) ** 2
             if failing_s > PATIENCE_S or (attempt + 1 >= cfg.max_attempts and failing_s >= outage_s):
+                if looks_empty(error):
+                    raise  # it is empty or damaged
                 tries = f" (tried {attempt + 1} times)" if attempt else ""
                 raise StorageError(f"cannot {what}: {transient_reason(error)}{tries}") from None
             time.sleep(random.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)))
@@ -142,6 +144,7 @@ NETWORK = (
     aws.MetadataRetrievalError,
     ResponseParserError,
 )
+EMPTY = ("Parquet file size is 0 bytes", "Invalid column metadata (corrupt file?)")
 PYARROW_ERROR = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?")
 
 
@@ -184,13 +187,15 @@ def permanent_reason(error: Exception, what: str) -> str | None:
 
 def is_transient(error: Exception) -> bool:
     """Whether the same request may succeed a moment later."""
-    if isinstance(error, pa.ArrowInvalid):
-        return "Parquet file size is 0 bytes" in str(error)  # a HEAD that was cut off, see above
-    if isinstance(error, (*NETWORK, aws.ClientError)):
+    if isinstance(error, (*NETWORK, aws.ClientError)) or looks_empty(error):
         return True
     if not isinstance(error, OSError):
         return False
     return "AWS Error" in str(error) or error.errno in (errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.EIO)
+
+
+def looks_empty(error: Exception) -> bool:
+    return isinstance(error, pa.ArrowInvalid | OSError) and any(words in str(error) for words in EMPTY)
 
 
 def transient_reason(error: Exception) -> str:

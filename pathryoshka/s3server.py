@@ -2,10 +2,13 @@
 
 Measured with SeaweedFS 4.48 on 2 cores: its bucket takes objects after 2.7 s on an empty folder and 2.4 s on a used
 one; 115 MB of memory. It is ended with SIGKILL, because its own shutdown waits 15 s for a stream between two of its
-parts; what it has acknowledged is in files by then, and a test reads it back. A shell stands between: it reads from a
-pipe that nobody writes to, and when the pipe closes, because this process called `stop` or is gone for whatever reason
-(SIGKILL too), it kills the server and removes its sockets. (PR_SET_PDEATHSIG would follow the thread that started it,
-not the process.) Whoever may log in to this machine can reach its inner ports: it is for tests and demos.
+parts; what it has acknowledged is in files by then, and a test reads it back.
+
+A shell stands between: it reads from a pipe that nobody writes to, and when the pipe closes, because this process
+called `stop` or is gone for whatever reason (SIGKILL too), it kills the server and removes its sockets.
+(PR_SET_PDEATHSIG would follow the thread that started it, not the process.) The master forgets its own state and
+learns the volumes from the one volume server: with `resumeState` it refused writes for 15 s ("warming up") after some
+restarts. Whoever may log in to this machine can reach its inner ports: it is for tests and demos.
 """
 
 from __future__ import annotations
@@ -252,6 +255,6 @@ def command(weed: str, folder: Path, ports: dict[str, int]) -> list[str]:
         *(weed, "-logtostderr=true", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
         *("-filer", "-s3", f"-s3.config={folder / 'identity.json'}", "-s3.iam=false", "-s3.autoCreateBucket=false"),
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false", "-master.peers=none"),
-        *("-master.volumeSizeLimitMB=64", "-volume.max=0", "-master.electionTimeout=1s"),
+        *("-master.volumeSizeLimitMB=64", "-volume.max=0", "-master.resumeState=false"),
         *port_flags,
     ]

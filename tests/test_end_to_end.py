@@ -99,13 +99,14 @@ def test_views_that_cannot_be_made_count_as_failed_but_delivered(s3: S3Server, s
     import pyarrow as pa
 
     from pathryoshka.tiles.shards import iter_tiles, write_manifest, write_shard
+    from pathryoshka.tiles.stats import TileStats
 
     uri, cfg = f"s3://{s3.bucket}/e2e/broken", config.Storage()
     table = pa.concat_tables(list(iter_tiles(tiles, cfg, ("distil",)))[:2])
     images = table["image"].to_pylist()
     images[3] = images[3][:100]  # a truncated JPEG
     table = table.set_column(table.schema.get_field_index("image"), table.schema.field("image"), pa.array(images))
-    write_manifest(uri, [write_shard(uri, "broken", table, cfg)], {"test": True}, cfg)
+    write_manifest(uri, [write_shard(uri, "broken", table, cfg, stats=TileStats())], {"test": True}, cfg)
     over: dict[str, Any] = {"plan": {"num_views": 96, "window": 1}}
     lenient = run_of(s3, uri, "lenient", **over, data={"tiles": [uri], "max_failed_share": 0.5})
     distill(lenient, say=lambda _: None)

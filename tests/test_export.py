@@ -15,116 +15,29 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pathryoshka import config, storage
-from pathryoshka.evaluate.scores import Cost, DataSet, Row, Scores
-from pathryoshka.export import verify as verifying
+from pathryoshka.evaluate.scores import Scores
 from pathryoshka.export.card import model_card
 from pathryoshka.export.load import LoadError, load
-from pathryoshka.export.seen import Seen, read_seen
-from pathryoshka.export.verify import VerifyError, verify, verify_plain_timm
-from pathryoshka.export.write import ExportError, folded_heads, write_export
-from pathryoshka.student.encoder import StudentEncoder, build_student
-from pathryoshka.student.heads import Heads
+from pathryoshka.export.seen import read_seen
+from pathryoshka.export.write import ExportError, folded_heads
 from pathryoshka.teachers import standardize
 from pathryoshka.tiles.views import identity_view
-
-CFG = config.Storage()
-SIZE = 32
-TINY = {"patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
-DIMS = {"uni2_h": {"summary": 12, "tokens": 8}, "lite0": {"summary": 16, "tokens": 16}}
-TEACHERS: dict[str, dict[str, Any]] = {
-    "uni2_h": {"licence": "CC-BY-NC-ND-4.0", "num_params": 681_390_000, "summary_dim": 12, "token_dim": 8,
-               "fingerprint": {"weights": "ab" * 32}, "node": "secret-host", "pid": 17},
-    "lite0": {"licence": "Apache-2.0", "num_params": 3_370_000, "summary_dim": 16, "token_dim": 16, "fingerprint": {}},
-}  # fmt: skip
-MODELS: dict[str, dict[str, Any]] = {
-    "vit": {"model": "vit_tiny_patch16_224", "model_args": TINY, "widths": (16, 32, 48)},
-    "vit_avg": {"model": "vit_tiny_patch16_224", "model_args": TINY, "widths": (16, 48), "pool": "avg"},
-    "registers": {"model": "vit_small_patch14_reg4_dinov2", "model_args": {**TINY, "patch_size": 8}, "widths": (48,)},
-    "conv": {"model": "mobilenetv3_small_050", "widths": (64, 1024)},
-}
-
-
-def student_of(name: str, seed: int = 0) -> tuple[StudentEncoder, config.Student]:
-    torch.manual_seed(seed)
-    cfg = config.Student(**MODELS[name])
-    student = build_student(cfg, SIZE)
-    with torch.no_grad():  # as training leaves it: norms and biases are no longer ones and zeros
-        for p in student.parameters():
-            p.add_(0.05 * torch.randn_like(p))
-    return student, cfg
-
-
-def standardisers() -> dict[tuple[str, str], standardize.Standardiser]:
-    rng = np.random.default_rng(0)
-    fitted = {}
-    for teacher, kinds in DIMS.items():
-        for kind, dim in kinds.items():
-            moments = standardize.Moments(dim)
-            moments.update(rng.standard_normal((200, dim)) @ rng.standard_normal((dim, dim)) + 3)
-            fitted[teacher, kind] = standardize.fit(moments, "phi_s" if kind == "tokens" else "per_channel")
-    return fitted
-
-
-def heads_of(student: StudentEncoder, cfg: config.Student, hidden: int = 0, kind: Any = "separate") -> Heads:
-    torch.manual_seed(1)
-    return Heads(cfg.widths, DIMS, config.Heads(kind=kind, hidden=hidden), student.token_width)
-
-
-def golden() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3), dtype=np.uint8)
-
-
-def some_scores() -> Scores:
-    facts: dict[str, Any] = {
-        "dataset": "glands",
-        "probe": "linear",
-        "num_tiles": 90,
-        "num_groups": 30,
-        "unit": "patient",
-    }
-    found = (("student", "student", 16, 0.71), ("student", "student", 48, 0.74), ("lite0", "teacher", 16, 0.8))
-    rows = [
-        Row.model_validate(
-            {**facts, "encoder": name, "kind": kind, "width": w, "score": x, "low": x - 0.05, "high": x + 0.05}
-        )
-        for name, kind, w, x in found
-    ]
-    dataset = DataSet(
-        name="glands",
-        labels={"a": 50, "b": 40},
-        unit="patient",
-        num_tiles=90,
-        num_groups=30,
-        num_folds=5,
-        num_unlabelled=0,
-        num_failed=0,
-        phantom=True,
-    )
-    costs = (Cost(encoder="student", kind="student", width=48, num_params=10, gflop=0.1),)
-    return Scores(
-        rows=tuple(rows), differences=(), datasets=(dataset,), costs=costs, widths=(16, 48), notes=("mind this",)
-    )
-
-
-def export(to: Path | str, name: str = "vit", **over: Any) -> str:
-    student, cfg = student_of(name)
-    given: dict[str, Any] = {
-        "student": student,
-        "heads": heads_of(student, cfg),
-        "standardisers": standardisers(),
-        "run": config.Run(name="tiny", student=cfg, views=config.Views(size=SIZE), export=config.Export(licence="mit")),
-        "teachers": TEACHERS,
-        "scores": some_scores(),
-        "golden": golden(),
-        "seen": Seen(b"k" * 32, frozenset({b"n" * 16}), np.array([5, 9], np.uint64), 2),
-        "to": str(to),
-        "cfg": CFG,
-        **over,
-    }
-    return write_export(**given)
+from tests.exports import (
+    DIMS,
+    MODELS,
+    SIZE,
+    TEACHERS,
+    export,
+    golden,
+    heads_of,
+    some_scores,
+    standardisers,
+    student_of,
+    z_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -134,21 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return to
 
 
-def z_of(student: StudentEncoder, views: np.ndarray) -> torch.Tensor:
-    with torch.inference_mode():
-        return student.eval()(student.normalise(torch.from_numpy(views)))[0]
-
-
 # ---------------------------------------------------------------- plain timm
-
-
-def test_plain_timm_in_a_process_of_its_own_gives_the_students_vectors(folder: Path) -> None:
-    found = verify(folder)
-    assert found.worst < 1e-5 and found.worst_plain < 1e-5 and found.num_tiles == 8
-    assert found.model_id == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    assert f"model id {found.model_id[:16]}" in str(found) and timm.__version__ in str(found)
-    want = load_file(folder / "golden.safetensors")["vectors"]
-    torch.testing.assert_close(want, z_of(student_of("vit")[0], golden()), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -371,56 +270,3 @@ def test_a_student_that_its_config_does_not_describe_is_refused(tmp_path: Path) 
 def test_golden_tiles_of_another_shape_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"golden tiles must be uint8 \(8, 32, 32, 3\)"):
         export(tmp_path, golden=golden()[:5])
-
-
-# ---------------------------------------------------------------- verify
-
-
-def damaged(folder: Path, to: Path) -> Path:
-    storage.upload_folder(folder, str(to), CFG)
-    return to
-
-
-def test_other_weights_under_the_same_name_are_found(folder: Path, tmp_path: Path) -> None:
-    tensors = load_file(damaged(folder, tmp_path) / "model.safetensors")
-    tensors["norm.weight"] = tensors["norm.weight"] * 1.01
-    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(VerifyError, match="model.safetensors of .* is .*, not"):
-        verify(tmp_path)
-
-
-def test_other_golden_vectors_are_found(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors = load_file(damaged(folder, tmp_path) / "golden.safetensors")["vectors"]
-    vectors[3, 7] += 1e-2
-    save_file({"vectors": vectors}, tmp_path / "golden.safetensors")
-    monkeypatch.setattr(verifying, "verify_plain_timm", lambda folder: (0.0, 8, "1"))
-    with pytest.raises(VerifyError, match="golden tiles of .* differ from their vectors by .*e-0[23] here"):
-        verify(tmp_path)
-
-
-def test_a_lost_file_is_named(folder: Path, tmp_path: Path) -> None:
-    (damaged(folder, tmp_path) / "golden.safetensors").unlink()
-    with pytest.raises(VerifyError, match="lacks golden.safetensors"):
-        verify(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("script", "said"),
-    [
-        ("raise RuntimeError('Unknown model')", "plain timm cannot load .*: RuntimeError: Unknown model"),
-        ("import sys; sys.exit(7)", "exit code 7"),
-        ('print(\'{"worst": 0, "timm": "1", "tiles": 8, "ours": ["ray"]}\')', "without this package imported ray"),
-    ],
-)
-def test_what_the_other_process_says_is_passed_on(
-    script: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verifying, "PLAIN", script)
-    with pytest.raises(VerifyError, match=said):
-        verify_plain_timm(tmp_path)
-
-
-def test_vectors_that_only_plain_timm_misses_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifying, "verify_plain_timm", lambda folder: (2e-4, 8, "0.9"))
-    with pytest.raises(VerifyError, match="2.0e-04 with plain timm 0.9"):
-        verify(folder)

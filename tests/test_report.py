@@ -58,8 +58,9 @@ def scores_of(*datasets: DataSet, notes: tuple[str, ...] = ()) -> Scores:
                         | {"score": value, "low": value - 0.06, "high": value + 0.05}
                     )
                 )
-            for other, other_width, value in ((TEACHERS_MEAN, 0, -0.04), ("start", 192, 0.23), (PCA, 192, 0.01)):
-                pair = {"dataset": d.name, "probe": probe, "encoder": "student", "width": 192, "other": other}
+            against = ((192, TEACHERS_MEAN, 0, -0.04), (192, "start", 192, 0.23), (192, PCA, 192, 0.01))
+            for width, other, other_width, value in (*against, (24, "student", 192, -0.03), (48, "student", 192, -0.5)):
+                pair = {"dataset": d.name, "probe": probe, "encoder": "student", "width": width, "other": other}
                 differences.append(
                     Difference.model_validate(
                         {**pair, "other_width": other_width, "value": value, "low": value - 0.02, "high": value + 0.02}
@@ -183,7 +184,7 @@ def test_pictures_have_words_for_those_who_do_not_see_them(html: str) -> None:
 
 
 def test_the_headline_has_the_numbers_of_the_scores() -> None:
-    text = re.sub("<[^>]+>", "", headline(story().scores)).replace("&ndash;", "-")
+    text = re.sub("<[^>]+>", "", headline(story().scores)).replace("&ndash;", "-").replace("\u00a0", " ")
     assert text == (
         "A student of 2.79 M parameters, where its 2 teachers have 3.37 M to 4.14 M each, scores .81 [.75-.86] on "
         "unseen patients of phantom; the teachers reach .85 on average, guessing .50. The first 24 of its 192 numbers "
@@ -195,9 +196,10 @@ def test_the_tables_have_every_score_and_cost(html: str) -> None:
     text = Page(html).text
     for row in story().scores.rows:
         assert f"{short(row.score)} [{short(row.low)}–{short(row.high)}]" in text
-    assert "student at 192 against mean of teachers −4.0 [−6.0 to −2.0] worse" in text
-    assert "student at 192 against start at 192 +23.0 [+21.0 to +25.0] better" in text
-    assert "student at 192 against PCA of teachers at 192 +1.0 [−1.0 to +3.0] no clear difference" in text
+    assert "all 192 numbers, paired points against mean of teachers −4.0 [−6.0 to −2.0] worse" in text
+    assert "against start +23.0 [+21.0 to +25.0] better" in text
+    assert "against PCA of teachers +1.0 [−1.0 to +3.0] unclear" in text
+    assert "first 24 against all −3.0 [−5.0 to −1.0] worse" in text and "−50.0" not in text
     assert "lite0 3.37 M 0.26 1280 Apache-2.0" in text
     assert "lite1 4.14 M not counted 1280 –" in text
 
@@ -314,9 +316,9 @@ def test_a_report_and_its_picture_are_written_where_asked(tmp_path: Path) -> Non
 
 def test_numbers_are_written_as_people_read_them() -> None:
     assert [short(v) for v in (0.814, 1.0, 0.0, -0.05)] == [".81", "1.00", ".00", "-0.05"]
-    assert [thousands(v) for v in (950, 12_000, 2_790_000, 1.1e9)] == ["950", "12 k", "2.79 M", "1.1 G"]
+    assert [thousands(v) for v in (950, 12_000, 2_790_000, 1.1e9)] == ["950", "12\u00a0k", "2.79\u00a0M", "1.1\u00a0G"]
     assert [duration(s) for s in (12, 120, 7200)] == ["12 s", "2.0 min", "2.0 h"]
-    assert thinned([24, 25, 26, 48, 180, 192]) == [24, 48, 192]
+    assert thinned([24, 25, 26, 48, 180, 192], {200, 1280}, 1.3) == [24, 48, 192, 1280]
 
 
 def test_labels_move_apart_and_keep_their_order() -> None:

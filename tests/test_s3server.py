@@ -55,7 +55,10 @@ def test_a_killed_server_comes_back_with_everything_it_acknowledged(tmp_path: Pa
         assert server.pid != pid and gone(pid) and server.endpoint == before
         for key, data in objects.items():
             assert client.get_object(Bucket="first", Key=key)["Body"].read() == data
-        client.put_object(Bucket="first", Key="b", Body=b"after")
+        for i in range(20):  # new content takes no place of the old
+            client.put_object(Bucket="first", Key=f"b/{i}", Body=b"after")
+        for key, data in objects.items():
+            assert client.get_object(Bucket="first", Key=key)["Body"].read() == data
         with pytest.raises(S3ServerError, match="another server keeps its data in"):
             S3Server(tmp_path / "s3")
         pid = server.pid

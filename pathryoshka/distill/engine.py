@@ -30,9 +30,9 @@ def import_deepspeed() -> Any:
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-    import deepspeed.ops
-
+    with silent(everything=True):  # its import tries compilers and linkers, which complain on the terminal
+        import deepspeed
+        import deepspeed.ops
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
@@ -123,7 +123,17 @@ def full_weights(at: Path, zero_stage: int) -> dict[str, torch.Tensor]:
 
 
 @contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """DeepSpeed prints to stdout whatever the log level; the run's own lines are what people should see."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        yield
+def silent(everything: bool = False) -> Iterator[None]:
+    """DeepSpeed prints whatever the log level; the run's own lines are what people should see.
+
+    Args:
+        everything: also what the processes it starts print.
+    """
+    with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
+        for number in (1, 2) if everything else ():
+            kept = os.dup(number)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, number)
+            os.dup2(nowhere.fileno(), number)
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield

@@ -91,6 +91,11 @@ def evaluate(
         notes += [*remarks, *remarks_on(facts, cfg)]
         sheet = score(contenders, widths, embedded, folds)
         rows += table(sheet, facts)
+        reach = max((width for _, other, width in sheet.draws if other == PCA), default=0)
+        if reach < widths[-1] and any(c.kind == "teacher" for c in contenders):
+            notes.append(
+                f"PCA of the teachers ends at width {reach} on {name}: its training tiles span no further one."
+            )
         differences += compare(sheet, facts, widths[-1])
         datasets.append(facts)
         kept[name] = embedded

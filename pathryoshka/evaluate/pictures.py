@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -73,9 +73,10 @@ def score_figure(scores: Scores, dataset: DataSet, *, narrow: bool = False, alon
         size = (4.1, 3.4 * len(chosen) + 0.6) if narrow else ((9.4, 4.3) if len(chosen) > 1 else (8.0, 4.5))
         figure = Figure(figsize=size, layout="constrained", facecolor=light("paper"))
         axes = figure.subplots(*shape, squeeze=False, sharey=not narrow).ravel()
+        across = figure.get_figwidth() * 72 / shape[1] - 95  # before the layout is known
         for ax, probe in zip(axes, chosen, strict=True):
             ax.set_ylim(max(0, low - 0.04), min(1.005, high + 0.05))
-            draw_scores(ax, [r for r in rows if r.probe == probe], dataset, line_height(figure, shape[0], ax))
+            draw_scores(ax, [r for r in rows if r.probe == probe], dataset, line_height(figure, shape[0], ax), across)
             ax.set_title(PROBE_NAMES[probe], loc="left", color=light("ink"), fontsize=11.5, fontweight="bold")
         if alone:
             note = " (PHANTOM tissue, drawn by a program)" if dataset.phantom else ""
@@ -102,10 +103,12 @@ def line_height(figure: Figure, num_rows: int, ax: Axes) -> float:
     return 13 / points * (high - low)
 
 
-def draw_scores(ax: Axes, rows: Sequence[Row], dataset: DataSet, gap: float) -> None:
+def draw_scores(ax: Axes, rows: Sequence[Row], dataset: DataSet, gap: float, axis_width: float) -> None:
+    """`gap`: height of a line of text on the y axis; `axis_width`: length of the x axis in points."""
     teachers = [r for r in rows if r.kind == "teacher"]
     widths = sorted({r.width for r in rows if r.kind != "teacher"})
     left, right = widths[0] / 1.18, max(r.width for r in rows) * 1.3
+    apart = (right / left) ** (34 / axis_width)  # 34 points hold four digits
     ax.axhline(dataset.chance, color=light("faint"), linewidth=0.9, dashes=(2, 3))
     ax.annotate("chance", (math.sqrt(widths[-1] * right), dataset.chance), (0, 3), textcoords="offset points",
                 fontsize=9, color=light("faint"), ha="center")  # fmt: skip
@@ -132,7 +135,7 @@ def draw_scores(ax: Axes, rows: Sequence[Row], dataset: DataSet, gap: float) -> 
                     va="center", color=light(f"teacher{i % 5}"), annotation_clip=False)  # fmt: skip
     ax.set_xscale("log", base=2)
     ax.set_xlim(left, right)
-    ax.set_xticks(sorted({*thinned(widths), *(r.width for r in teachers)}))
+    ax.set_xticks(thinned(widths, {r.width for r in teachers}, apart))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 1)))
@@ -215,13 +218,16 @@ def spread(items: Sequence[tuple[Any, float, int]], gap: float) -> list[tuple[An
     return [(what, height, i) for (what, _, i), height in zip(ordered, heights, strict=True)]
 
 
-def thinned(widths: Sequence[int]) -> list[int]:
-    """Widths whose labels do not touch on a logarithmic axis; the smallest and the largest always."""
-    kept = [widths[-1]]
-    for width in reversed(widths[:-1]):
-        if kept[-1] / width >= 1.3 and (width == widths[0] or width / widths[0] >= 1.3):
+def thinned(widths: Sequence[int], others: Collection[int], apart: float) -> list[int]:
+    """Widths whose labels do not touch: those at least a factor of `apart` away from all that were chosen before.
+
+    Chosen first are the student's full and smallest width, then its others from the largest down, then `others`.
+    """
+    kept: list[int] = []
+    for width in [widths[-1], widths[0], *sorted(widths, reverse=True), *sorted(others)]:
+        if all(max(width / k, k / width) >= apart for k in kept):
             kept.append(width)
-    return kept[::-1]
+    return sorted(kept)
 
 
 def short(value: float, digits: int = 2) -> str:
@@ -233,7 +239,7 @@ def short(value: float, digits: int = 2) -> str:
 def thousands(value: float) -> str:
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
-            return f"{value / unit:.4g} {name}"
+            return f"{value / unit:.3g}\N{NO-BREAK SPACE}{name}"
     return f"{value:.0f}"
 
 

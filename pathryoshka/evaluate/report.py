@@ -151,7 +151,7 @@ def cards(scores: Scores) -> str:
 
 
 def share(others: Sequence[float], mine: float) -> str:
-    return f"{mine / (sum(others) / len(others)):.0%} of a teacher's mean" if others else ""
+    return f"{mine / (sum(others) / len(others)):.0%} of a teacher's mean" if sum(others) else ""
 
 
 # ---------------------------------------------------------------- training, neighbours, run

@@ -26,7 +26,7 @@ def data_set_part(scores: Scores, dataset: DataSet) -> str:
     units = "each a unit of its own" if dataset.unit == "tile" else f"of {plural(dataset.num_groups, dataset.unit)}"
     caption = (
         f"Balanced accuracy, {dataset.num_folds}-fold cross-validation split by {dataset.unit}; band and bars: 95 % "
-        f"interval over {dataset.unit}s. Horizontal lines: teachers, whole."
+        f"interval over {dataset.unit}s. Horizontal lines: teachers, with all their numbers."
     )
     name = "".join(c if c.isalnum() else "-" for c in dataset.name)
     wide, narrow = (to_svg(score_figure(scores, dataset, narrow=n), f"{name}-{int(n)}") for n in (False, True))
@@ -62,7 +62,7 @@ def swatch(scores: Scores, name: str, kind: str) -> str:
 
 
 def difference_table(scores: Scores, dataset: DataSet) -> str:
-    """Paired differences of the full width, and of the smallest width against the full one."""
+    """Paired differences by linear probe: full width against others, and the smallest width against the full one."""
     full, smallest = scores.widths[-1], scores.widths[0]
     against = {TEACHERS_MEAN, PCA, *scores.names("start"), *scores.names("random")}
     rows = []
@@ -71,11 +71,10 @@ def difference_table(scores: Scores, dataset: DataSet) -> str:
         if d.dataset != dataset.name or d.probe != "linear" or not asked:
             continue
         css = "better" if d.low > 0 else "worse" if d.high < 0 else ""
-        at = f" at {d.other_width}" if d.other_width else ""
-        who = f"{escape(d.encoder)} at {d.width} against {escape(d.other)}{at}"
+        who = f"against {escape(d.other)}" if d.width == full else f"first {d.width} against all"
         value = f"{points(d.value)} <small>[{points(d.low)} to {points(d.high)}]</small>"
-        rows.append(("", [who, value, f'<span class="{css}">{css or "no clear difference"}</span>']))
-    return table(["paired differences, linear probe", "points", ""], rows) if rows else ""
+        rows.append(("", [who, value, f'<span class="{css}">{css or "unclear"}</span>']))
+    return table([f"all {full} numbers, paired", "points", ""], rows) if rows else ""
 
 
 def points(value: float) -> str:
