@@ -3,18 +3,23 @@
 The house, in the order in which a tile walks through it::
 
     config      the one typed tree of a run          recipes     named trees: demo, debug, paper_b, paper_s
-    storage     the only room that knows URLs        lease       one driver a run        s3server  a real S3 on loopback
+    changes     what may differ under one run name   devices     what a run asks of a cluster
+    storage     the only room that knows URLs, with retry (what is tried again, errors in words), s3client,
+                lease (one driver a run) and s3server (a real S3 on loopback)
+    session     Ray, here or on a cluster            watch       ends a run from outside its main thread
     tiles/      slides and images -> shards; the plan of what is read; the view of a tile
     teachers/   frozen encoders: facts, features, standardisers, pools of Ray actors
     student/    the small encoder and its heads
-    distill/    losses, the step, DeepSpeed, the stream, checkpoints
+    distill/    the stream, losses, the step, DeepSpeed, checkpoints, the loop of a worker
     evaluate/   one embedding pass, probes, the report
     export/     a folder that plain timm loads; load()
-    job         the driver: pools + stream + training + evaluation, wired once
+    driver      lease + pools + stream + training, wired once; job runs it, after a rehearsal where the run is long
+    results     from weights to scores, report and export: where distillation, evaluation and export meet
+    demo        all of it at demo size               metrics     what is logged, and where to
     cli         verbs, no logic                      doctor      what is missing on this machine
 
 `teachers`, `student` and `distill.losses` do not know each other: they meet in `distill.step`. `distill` and
-`evaluate` meet in `job`. The maths imports no Ray. tests/test_house.py holds all of these rules.
+`evaluate` meet in `results`. The maths imports no Ray. tests/test_house.py holds all of these rules.
 
     >>> model = pathryoshka.load("out/demo/export")     # the exported student, without Ray or DeepSpeed
 """

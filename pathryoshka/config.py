@@ -149,7 +149,7 @@ class Storage(Section):
     region: str | None = None
     profile: str | None = None
     max_attempts: int = Field(8, ge=1, description="tries a request, with back-off and jitter")
-    lease_ttl_s: float = Field(30, gt=0, description="silence after which another driver may take the run over")
+    lease_ttl_s: float = Field(60, gt=0, description="silence after which another driver may take the run over")
 
 
 class Evaluate(Section):

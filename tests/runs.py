@@ -31,7 +31,7 @@ def settings(root: str, tiles: str, **over: Any) -> dict[str, Any]:
         "teachers": {"models": {"mock0": mock, "mock1": mock}, "max_in_flight": 4},
         "standardise": {"num_views": 128},
         "train": {"num_workers": 2, "global_batch": 48, "micro_batch": 8, "checkpoint_every": 5, "log_every": 5},
-        "storage": {"root": root, "lease_ttl_s": 4},
+        "storage": {"root": root, "lease_ttl_s": 6},
     }
     return config.overlay(tree, over)
 
