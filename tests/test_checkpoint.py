@@ -11,7 +11,7 @@ from pathryoshka.distill.checkpoint import CheckpointError, Ref, Uploader
 CFG = config.Storage()
 
 
-def write(run: str, step: int, token: int, world: int = 2, ranks: tuple[int, ...] = (0, 1)) -> Ref:
+def write(run: str, step: int, token: int, world: int = 2, ranks: tuple[int, ...] = (0, 1), group: str = "g") -> Ref:
     """A checkpoint whose `ranks` have finished their upload."""
     ref = Ref(step, token)
     for rank in ranks:
@@ -20,7 +20,7 @@ def write(run: str, step: int, token: int, world: int = 2, ranks: tuple[int, ...
         (local / "engine" / f"shard_{rank}.pt").write_bytes(bytes([step % 256, rank]) * 100)
         if rank == 0:
             (local / "state.json").write_text("{}")
-        with Uploader(run, rank, world, CFG) as uploader:
+        with Uploader(run, rank, world, group, CFG) as uploader:
             uploader.submit(ref, local)
         assert not local.exists()
     return ref
@@ -47,6 +47,16 @@ def test_a_checkpoint_is_whole_once_every_rank_has_finished(run: str) -> None:
     write(run, 10, 1, ranks=(0,))
     assert checkpoint.choose(run, CFG) == first
     write(run, 10, 1, ranks=(1,))
+    assert checkpoint.choose(run, CFG) == Ref(10, 1)
+
+
+def test_ranks_of_two_worker_groups_make_no_checkpoint(run: str) -> None:
+    attempt(run, 1)
+    first = write(run, 5, 1)
+    write(run, 10, 1, ranks=(0,), group="killed in the middle")
+    write(run, 10, 1, ranks=(1,), group="restarted")
+    assert checkpoint.choose(run, CFG) == first
+    write(run, 10, 1, ranks=(0,), group="restarted")
     assert checkpoint.choose(run, CFG) == Ref(10, 1)
 
 
@@ -108,7 +118,7 @@ def test_prune_keeps_the_last_the_best_and_what_is_being_written(run: str) -> No
 def test_an_upload_that_fails_stops_training_at_the_next(run: str, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    uploader = Uploader(str(blocked), 0, 1, config.Storage(max_attempts=1))
+    uploader = Uploader(str(blocked), 0, 1, "g", config.Storage(max_attempts=1))
     local = tmp_path / "share"
     local.mkdir()
     (local / "x").write_text("x")

@@ -67,7 +67,7 @@ def is_complete(run_uri: str, name: str, files: dict[str, int], cfg: config.Stor
     if not ranks:
         return False
     records = [storage.read_json(storage.join(folder(run_uri), path), cfg) for path in ranks]
-    if len(records) != records[0]["world_size"]:
+    if len(records) != records[0]["world_size"] or len({record["group"] for record in records}) > 1:
         return False
     return all(files.get(f"{name}/{path}") == facts["bytes"] for r in records for path, facts in r["files"].items())
 
@@ -141,10 +141,14 @@ class Uploader:
 
     Use as a context manager: leaving it waits for what is under way. An upload that failed for good raises at the
     next `submit` or on leaving, so training never runs on for hours without a checkpoint.
+
+    Args:
+        group: the same on all ranks that run together. Workers that were restarted may write a step again whose first
+            upload was cut off; ranks of two groups never make one checkpoint.
     """
 
-    def __init__(self, run_uri: str, rank: int, world_size: int, cfg: config.Storage):
-        self.run_uri, self.rank, self.world_size, self.cfg = run_uri, rank, world_size, cfg
+    def __init__(self, run_uri: str, rank: int, world_size: int, group: str, cfg: config.Storage):
+        self.run_uri, self.rank, self.world_size, self.group, self.cfg = run_uri, rank, world_size, group, cfg
         self.jobs: queue.Queue[tuple[Ref, Path, Any] | None] = queue.Queue(maxsize=1)
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self.work, name="checkpoint-upload", daemon=True)
@@ -185,5 +189,5 @@ class Uploader:
         paths = sorted(p for p in local.rglob("*") if p.is_file())
         files = {str(p.relative_to(local)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in paths}
         storage.upload_folder(local, folder(self.run_uri, ref), self.cfg)
-        record = {"rank": self.rank, "world_size": self.world_size, "files": files}
+        record = {"rank": self.rank, "world_size": self.world_size, "group": self.group, "files": files}
         storage.write_json(storage.join(folder(self.run_uri, ref), f"rank_{self.rank:04d}.json"), record, self.cfg)

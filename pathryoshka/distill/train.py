@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -88,9 +90,8 @@ def train_worker(job: Job) -> None:
     meter = Meter(run, job, world_size)
     batches = stream_batches(ray.train.get_dataset_shard("train"), ledger, run.data.prefetch_batches, meter)
     pending: list[dict[str, np.ndarray]] = []
-    best = math.inf
     presented = ledger.count
-    with Uploader(job.run_uri, rank, world_size, run.storage) as uploader:
+    with Uploader(job.run_uri, rank, world_size, agree(uuid.uuid4().hex), run.storage) as uploader:
         for step in range(first, stop):
             micro = [next(batches) for _ in range(micro_per_step // world_size)]
             engine.set_lr(core, learning_rate(run, presented))
@@ -118,13 +119,9 @@ def train_worker(job: Job) -> None:
                 here = Ref(done, job.token)
                 local = scratch / here.name
                 engine.save(core, local)
-                state = {"step": done, "world_size": world_size, "zero_stage": run.train.zero_stage}
-                state |= {"ledger": ledger.to_json(), "run": run.model_dump(mode="json"), "loss": values["loss"]}
                 if rank == 0:
-                    write_rank_zero(local, state, ema)
-                    best = min(best, values["loss"])
-                record = here if values["loss"] == best else None
-                uploader.submit(here, local, partial(tidy, job, log, record) if rank == 0 else None)
+                    write_state(job, local, done, world_size, ledger, ema)
+                uploader.submit(here, local, partial(tidy, job, log, here, values["loss"]) if rank == 0 else None)
     shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -242,23 +239,33 @@ def note_rollback(job: Job, ledger: Ledger) -> None:
     note_progress(job, ledger.count)
 
 
-def write_rank_zero(local: Path, state: dict[str, Any], ema: Ema | None) -> None:
-    import json
+def agree(value: str) -> str:
+    """Rank 0's value on every rank."""
+    box = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
 
+
+def write_state(job: Job, local: Path, step: int, world_size: int, ledger: Ledger, ema: Ema | None) -> None:
+    """Rank 0's part of a checkpoint beside the engine's: where the run stands, and what it is."""
+    state: dict[str, Any] = {"step": step, "world_size": world_size, "zero_stage": job.run.train.zero_stage}
+    state |= {"ledger": ledger.to_json(), "run": job.run.model_dump(mode="json")}
     (local / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True))
     if ema:
         ema.save(local / "ema.safetensors")
 
 
-def tidy(job: Job, log: RunLog | None, best: Ref | None) -> None:
-    """After a checkpoint is whole: publish the records, note the best, drop the old."""
+def tidy(job: Job, log: RunLog | None, here: Ref, loss: float) -> None:
+    """After rank 0 has uploaded: publish the records, note the best checkpoint of the run, drop the old ones."""
     if log:
         log.flush()
     uri, cfg = storage.join(job.run_uri, "best.json"), job.run.storage
-    if best:
-        storage.write_json(uri, {"checkpoint": best.name}, cfg)
-    kept = Ref.parse(storage.read_json(uri, cfg)["checkpoint"]) if storage.exists(uri, cfg) else None
-    checkpoint.prune(job.run_uri, job.run.train.keep, kept, cfg)
+    best: dict[str, Any] = storage.read_json(uri, cfg) if storage.exists(uri, cfg) else {"loss": math.inf}
+    if loss < best["loss"]:
+        best = {"checkpoint": here.name, "loss": loss}
+        storage.write_json(uri, best, cfg)
+    checkpoint.prune(job.run_uri, job.run.train.keep, Ref.parse(best["checkpoint"]), cfg)
 
 
 class Meter:
