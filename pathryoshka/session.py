@@ -32,8 +32,6 @@ def ray_session(logical_cpus: int, *, say: Callable[[str], None] = print) -> Ite
     os.environ.update(env)  # inherited by a local session's processes; a cluster gets them as its runtime environment
     # Ray would start a process a logical CPU ahead of need: seconds of every core, for workers that then wait.
     os.environ.update({"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"})
-    if not debug:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what concerns a user comes back as an exception
     if os.environ.get("RAY_ADDRESS"):
         ray.init(runtime_env={"env_vars": env}, **quiet)
     else:

@@ -138,7 +138,7 @@ def test_a_teacher_that_never_starts_fails_the_run_with_its_own_error(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [1, 3])
+@pytest.mark.parametrize("zero_stage", [1, pytest.param(3, marks=pytest.mark.full)])
 def test_deterministic_runs_end_in_the_same_bits(
     session: None, s3: S3Server, tiles: str, tmp_path: Path, zero_stage: int
 ) -> None:

@@ -81,7 +81,9 @@ def test_a_train_worker(tree: dict[str, Any], unbroken: Ledger, tmp_path: Path) 
     check(tree, unbroken)
 
 
-@pytest.mark.parametrize("workers", [2, 1, 3])
+@pytest.mark.parametrize(
+    "workers", [1, pytest.param(2, marks=pytest.mark.full), pytest.param(3, marks=pytest.mark.full)]
+)
 def test_the_driver_and_then_another_number_of_workers(
     tree: dict[str, Any], unbroken: Ledger, tmp_path: Path, workers: int
 ) -> None:
