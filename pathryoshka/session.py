@@ -10,10 +10,17 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
+
+NUM_STARTS = 4
+
+
+class SessionError(RuntimeError):
+    """No Ray session could be had; the sentence says why."""
 
 
 @contextlib.contextmanager
@@ -27,7 +34,6 @@ def ray_session(logical_cpus: int, *, say: Callable[[str], None] = print) -> Ite
         for name in ("ray", "ray.data", "ray.train"):  # the run says what matters in lines of its own
             logging.getLogger(name).setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": debug, "logging_level": "info" if debug else "error"}
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is slow to start a node
     env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"}
     os.environ.update(env)  # inherited by a local session's processes; a cluster gets them as its runtime environment
     # Ray would start a process a logical CPU ahead of need: seconds of every core, for workers that then wait.
@@ -35,19 +41,33 @@ def ray_session(logical_cpus: int, *, say: Callable[[str], None] = print) -> Ite
     if os.environ.get("RAY_ADDRESS"):
         ray.init(runtime_env={"env_vars": env}, **quiet)
     else:
-        ray.init(
-            num_cpus=logical_cpus,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=os.environ.get("RAY_TMPDIR"),
-            object_store_memory=object_store_bytes(),
-            **quiet,
-        )
+        start_node(num_cpus=logical_cpus, object_store_memory=object_store_bytes(), **quiet)
         say(f"ray: a session of its own on this machine, {logical_cpus} logical CPUs on {os.cpu_count()} cores")
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def start_node(**options: Any) -> None:
+    """A Ray node on loopback; tried again where a busy machine did not bring it up within Ray's fixed 30 s.
+
+    Raises:
+        SessionError: it never came up.
+    """
+    temp = os.environ.get("RAY_TMPDIR")
+    for attempt in range(NUM_STARTS):
+        try:
+            ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", _temp_dir=temp, **options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if "timed out during startup" not in str(error):
+                raise
+            time.sleep(5 * (attempt + 1))
+    raise SessionError(
+        f"Ray did not start {NUM_STARTS} times, 30 s each: the machine is too busy; try when it is calmer"
+    )
 
 
 def object_store_bytes() -> int:

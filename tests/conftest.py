@@ -6,7 +6,6 @@ import os
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # two busy cores are slow to start a node
 
 from collections.abc import Iterator
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
-from pathryoshka import config, storage
+from pathryoshka import config, session, storage
 from pathryoshka.tiles import making
 from pathryoshka.tiles.importing import import_images
 from pathryoshka.tiles.making import Failure, read_failures, run_tasks
@@ -23,14 +21,8 @@ DATA = Path(__file__).parent / "data"
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """Ray, started here unless some other test did, and ended by whoever started it."""
-    if ray.is_initialized():
+    with session.ray_session(4):
         yield
-        return
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as temp:
-        ray.init(num_cpus=4, include_dashboard=False, _temp_dir=temp, _node_ip_address="127.0.0.1", log_to_driver=False)
-        yield
-        ray.shutdown()
 
 
 def contents(uri: Path) -> dict[str, bytes]:

@@ -252,7 +252,8 @@ class TeacherPool:
                     raise TeacherError(self.failure)
                 pending = sorted({m.teacher for m in self.members if not m.ready})
                 if not pending:
-                    return self.facts
+                    # in the config's order, whoever came first: it decides the order of heads and optimizer states
+                    return {name: self.facts[name] for name in self.teachers.models}
                 if time.monotonic() > deadline:
                     raise TeacherError(
                         f"teachers {', '.join(pending)} were not placed within teachers.start_timeout_s="
