@@ -52,7 +52,8 @@ def demo_run(settings: tuple[str, ...]) -> config.Run:
     """The `demo` recipe on the demo's own data and server, which the usual AWS variables name."""
     root = "s3://pathryoshka"
     over: dict[str, Any] = {
-        "storage": {"root": f"{root}/runs"},
+        # two cores also carry the S3 server: a checkpoint may keep it from answering a heartbeat for a while
+        "storage": {"root": f"{root}/runs", "lease_ttl_s": 180},
         "data": {"tiles": [f"{root}/tiles/phantom", f"{root}/tiles/cmu"], "splits": ["distil"]},
         "evaluate": {"tiles": [f"{root}/tiles/phantom", f"{root}/tiles/crc7k"], "splits": ["test"]},
     }

@@ -57,7 +57,7 @@ def demo() -> Run:
             global_batch=64,
             micro_batch=32,
             zero_stage=1,
-            checkpoint_every=50,
+            checkpoint_every=75,
             log_every=10,
         ),
     )

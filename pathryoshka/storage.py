@@ -30,7 +30,7 @@ from pathryoshka.s3client import NUM_THREADS, client, s3_files
 __all__ = ["NotFound", "StorageError", "retrying"]  # beside the functions below: what callers catch and wrap with
 
 PART_BYTES = 16 << 20  # of a large file, moved in one request
-PARTS = TransferConfig(multipart_threshold=4 * PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
+PARTS = TransferConfig(multipart_threshold=4 * PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=2)
 PAGE_KEYS = 1000  # listed or deleted in one request
 PARTIAL = ".partial"  # end of the name of a local file that is still being written
 SETTLE_S = 2.0  # until the last of racing writes has arrived, in a store without conditional writes
