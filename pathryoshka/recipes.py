@@ -42,7 +42,7 @@ def demo() -> Run:
         name="demo",
         recipe="demo",
         views=Views(size=128, mix_share=0.5),
-        plan=Plan(num_views=9600),
+        plan=Plan(num_views=4800),
         teachers=Teachers(
             models={f"lite{n}": Teacher.model_validate({"model": f"efficientnet_lite{n}", **lite}) for n in range(3)},
             tokens_per_view=4,
@@ -57,7 +57,7 @@ def demo() -> Run:
             global_batch=64,
             micro_batch=32,
             zero_stage=1,
-            checkpoint_every=75,
+            checkpoint_every=40,
             log_every=10,
         ),
     )
