@@ -78,7 +78,7 @@ def prepared(run: config.Run, allow_change: tuple[str, ...], say: Say) -> Iterat
         pool = TeacherPool(run.name, run.teachers, grid, run.views.size, run.storage, watch.interrupt, say=say)
         facts = stack.enter_context(pool).wait_ready()
         dims = {name: (f.summary_dim, f.token_dim) for name, f in facts.items()}
-        job = Job(run, uri, lease.token, make_stream(run, tiles, plan, grid), dims, lines)
+        job = Job(run, uri, lease.token, make_stream(run, tiles, plan, grid, dims), lines)
         announce(job, facts, say)
         started = time.perf_counter()
         fit_standardisers(run, uri, job.stream, {name: f.fingerprint for name, f in facts.items()})
@@ -113,7 +113,9 @@ def plan_of(run: config.Run, tiles: dict[str, Manifest]) -> Plan:
     return plan
 
 
-def make_stream(run: config.Run, tiles: dict[str, Manifest], plan: Plan, grid: tuple[int, int]) -> Stream:
+def make_stream(
+    run: config.Run, tiles: dict[str, Manifest], plan: Plan, grid: tuple[int, int], dims: dict[str, tuple[int, int]]
+) -> Stream:
     num_tokens = grid[0] * grid[1]
     source = Source(
         bases=tuple(uri for uri, manifest in tiles.items() for _ in manifest.shards),
@@ -129,7 +131,7 @@ def make_stream(run: config.Run, tiles: dict[str, Manifest], plan: Plan, grid: t
         source=source,
         failures_uri=storage.join(run_uri(run), "failures"),
         directory=f"{run.name}/directory",
-        teachers=tuple(run.teachers.models),
+        dims=dims,
         global_batch=run.train.global_batch,
         read_tasks=run.data.read_tasks,
         max_in_flight=run.teachers.max_in_flight,
@@ -213,8 +215,8 @@ def announce(job: Job, facts: dict[str, Facts], say: Say) -> None:
     """Derived numbers, once, before anything long starts."""
     run, plan = job.run, job.stream.source.plan
     steps = job.stream.work(current_ledger(job)[1]).num_blocks * run.train.micro_batch // run.train.global_batch
-    before, after = bytes_per_row(job.stream, job.dims)
-    bounds = bytes_in_flight(job.stream, job.dims, max(run.worker_counts), run.data.prefetch_batches)
+    before, after = bytes_per_row(job.stream)
+    bounds = bytes_in_flight(job.stream, max(run.worker_counts), run.data.prefetch_batches)
     mib = {place: f"{amount / 2**20:.0f} MiB at {place}" for place, amount in bounds.items()}
     say(f"tiles: {plan.num_tiles} an epoch, {plan.num_views} views = {plan.num_views / plan.num_tiles:.1f} epochs")
     say(

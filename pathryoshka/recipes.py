@@ -37,7 +37,7 @@ def demo() -> Run:
 
     A convolutional student learns from thousands of views where a ViT of its size needs hundreds of thousands.
     """
-    lite = {"device": "cpu", "input_size": 128, "batch_size": 32}
+    lite = {"device": "cpu", "input_size": 128, "batch_size": 16}
     return Run(
         name="demo",
         recipe="demo",

@@ -37,9 +37,12 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-def deepspeed_config(run: config.Run, world_size: int, universal: bool) -> dict[str, Any]:
+def deepspeed_config(run: config.Run, world_size: int, universal: bool, num_params: int) -> dict[str, Any]:
     train = run.train
     zero: dict[str, Any] = {"stage": train.zero_stage, "stage3_param_persistence_threshold": 0}
+    if train.zero_stage in (1, 2):
+        # a buffer of this size is taken at each step: DeepSpeed's 2 GB is page faults for a small student
+        zero["reduce_bucket_size"] = min(num_params, 500_000_000)
     if train.offload and train.zero_stage:
         zero["offload_optimizer"] = {"device": "cpu"}
     return {
@@ -74,7 +77,9 @@ def build_engine(module: nn.Module, run: config.Run, world_size: int, *, univers
     optimizer = torch.optim.AdamW(groups, lr=run.optim.lr, betas=run.optim.betas)
     with silent():
         engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=deepspeed_config(run, world_size, universal)
+            model=module,
+            optimizer=optimizer,
+            config=deepspeed_config(run, world_size, universal, sum(p.numel() for p in trained)),
         )
     return engine
 

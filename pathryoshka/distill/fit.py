@@ -58,7 +58,7 @@ def fit_sample(run: config.Run, stream: Stream) -> dict[tuple[str, str], Standar
     for row in make_dataset(sample, Ledger()).iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=1):
         batch = micro_batch_of(row)
         real = batch["weight"] > 0
-        for name in stream.teachers:
+        for name in stream.dims:
             summary = batch[f"{name}.summary"][real].astype(np.float64)
             tokens = batch[f"{name}.tokens"][real]
             spread = np.linspace(0, tokens.shape[1] - 1, min(TOKENS_PER_VIEW, tokens.shape[1])).astype(int)

@@ -2,7 +2,7 @@
 
 A row of this data set is one micro-batch and a Ray block is one row, so nothing is ever cut or joined again: blocks go
 round-robin to the workers, every worker gets the same number, and with `preserve_order` the same ones. What is in
-flight is bounded by the stages' sizes below; `bytes_in_flight` computes that bound and the job prints it.
+flight is bounded by the stages' sizes: `bytes_in_flight` computes the bound, the job prints it and Ray Data keeps it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, ExecutionResources, TaskPoolStrategy
 
 from pathryoshka import storage
 from pathryoshka.distill.fanout import FanOut
@@ -24,6 +24,8 @@ from pathryoshka.tiles.segments import Batch, Source, padding_batch, segment_bat
 PADDING = -1
 MAX_BLOCKS = 10_000
 """Ray keeps a little state for each input block; a longer plan puts several segments in one."""
+LEAST_LIMIT = 16 * 2**20
+"""Bytes below which Ray Data's scheduling, not the bound, would set the pace."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,14 @@ class Stream:
 
     Attributes:
         failures_uri: where readers write which tiles failed, one file a segment.
-        directory: name of the teacher pool's directory actor; teachers: their names in column order.
+        directory: name of the teacher pool's directory actor.
+        dims: teacher -> (summary width, token width), in column order.
     """
 
     source: Source
     failures_uri: str
     directory: str
-    teachers: tuple[str, ...]
+    dims: dict[str, tuple[int, int]]
     global_batch: int
     read_tasks: int
     max_in_flight: int
@@ -68,7 +71,7 @@ def make_dataset(stream: Stream, ledger: Ledger) -> Dataset:
     )
     return data.map_batches(
         FanOut,
-        fn_constructor_args=(stream.directory, stream.teachers),
+        fn_constructor_args=(stream.directory, tuple(stream.dims)),
         batch_size=1,
         num_cpus=0.1,
         compute=ActorPoolStrategy(
@@ -80,7 +83,14 @@ def make_dataset(stream: Stream, ledger: Ledger) -> Dataset:
 
 
 def execution_options(stream: Stream) -> ExecutionOptions:
-    return ExecutionOptions(preserve_order=stream.deterministic)
+    """Left alone, Ray Data reads ahead until half of its share of the object store is full: at a rate that only the
+    teachers limit, readers then take the cores from them, for views that nobody waits for."""
+    places = bytes_in_flight(stream)
+    limit = max(places["readers"] + places["teachers"], LEAST_LIMIT)
+    return ExecutionOptions(
+        preserve_order=stream.deterministic,
+        resource_limits=ExecutionResources.for_limits(object_store_memory=limit),
+    )
 
 
 def read_segments(batch: dict[str, np.ndarray], stream: Stream, ledger: Ledger) -> Iterator[dict[str, np.ndarray]]:
@@ -112,26 +122,24 @@ def as_row(made: Batch, origin: int) -> dict[str, np.ndarray]:
     }
 
 
-def bytes_per_row(stream: Stream, dims: dict[str, tuple[int, int]]) -> tuple[int, int]:
-    """Bytes of a micro-batch before and after the teachers; dims: teacher -> (summary width, token width)."""
+def bytes_per_row(stream: Stream) -> tuple[int, int]:
+    """Bytes of a micro-batch before and after the teachers."""
     source = stream.source
     k = source.tokens_per_view or source.num_tokens
     views = source.views.size**2 * 3 + 8 + 4 + 4 * k + 8
-    features = sum(2 * (ds + k * dt) for ds, dt in dims.values())
+    features = sum(2 * (ds + k * dt) for ds, dt in stream.dims.values())
     return source.micro_batch * views, source.micro_batch * (views + features)
 
 
-def bytes_in_flight(
-    stream: Stream, dims: dict[str, tuple[int, int]], num_workers: int, prefetch: int
-) -> dict[str, int]:
-    """Upper bounds in bytes, by place, of what is on its way at any moment.
+def bytes_in_flight(stream: Stream, num_workers: int = 1, prefetch: int = 1) -> dict[str, int]:
+    """Bytes, by place, that may be on their way at a moment; Ray frees what was used within a second of its use.
 
-    Readers hold two finished blocks each (Ray's generator back-pressure) and one being made; FanOut holds the views
-    twice while teachers work; workers hold what they prefetch.
+    Each reader holds a finished micro-batch, one being made and two in Ray's generator; FanOut holds the views twice
+    while teachers work; workers hold what they prefetch.
     """
-    before, after = bytes_per_row(stream, dims)
+    before, after = bytes_per_row(stream)
     return {
-        "readers": before * 3 * stream.read_tasks,
+        "readers": before * 4 * stream.read_tasks,
         "teachers": (before + after) * stream.max_in_flight,
         "workers": after * (prefetch + 2) * num_workers,
     }

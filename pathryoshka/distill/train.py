@@ -43,7 +43,6 @@ class Job:
 
     Attributes:
         token: the attempt, which is the lease's token.
-        dims: teacher -> (summary width, token width).
         console: name of the actor that brings lines to the driver's terminal.
         max_steps: stop after so many optimizer steps (a rehearsal), None = the whole plan.
     """
@@ -52,7 +51,6 @@ class Job:
     run_uri: str
     token: int
     stream: Stream
-    dims: dict[str, tuple[int, int]]
     console: str | None = None
     max_steps: int | None = None
 
@@ -73,7 +71,7 @@ def train_worker(job: Job) -> None:
     torch.manual_seed(run.train.seed)  # the same weights on every rank; nothing in the loop draws from it
     scratch = Path(tempfile.mkdtemp(prefix="pathryoshka-"))
     ref, ledger = current_ledger(job)
-    module = build_module(run, job.dims).to(device)
+    module = build_module(run, job.stream.dims).to(device)
     if run.train.activation_checkpointing:
         module.student.timm_model.set_grad_checkpointing(True)  # type: ignore[operator]
     ema = Ema(module, run.student.ema) if run.student.ema else None

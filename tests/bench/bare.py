@@ -53,7 +53,7 @@ class PlainEngine:
 def batches(run: config.Run, teachers: dict[str, Encoder], grid: tuple[int, int]) -> Iterator[dict[str, np.ndarray]]:
     """What the stream delivers, made here."""
     tiles = tiles_of(run)
-    source = make_stream(run, tiles, plan_of(run, tiles), grid).source
+    source = make_stream(run, tiles, plan_of(run, tiles), grid, {}).source
     for k in range(source.plan.num_segments):
         for made in segment_batches(source, k, Ledger()):
             out = {"views": made.views, "seq": made.seq, "weight": made.weight, "token_pos": made.token_pos}

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import bisect
+import contextlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from pathryoshka import config, storage
@@ -23,35 +28,52 @@ from pathryoshka.metrics import read_metrics
 from pathryoshka.recipes import recipe_by_name
 from pathryoshka.s3server import S3Server
 from pathryoshka.tiles.phantom import write_phantom
-from tests.bench.common import cpu_seconds, finish
+from tests.bench.common import finish
 
-GOAL, REPEATS, STEPS, WARM = 0.85, 5, 40, 10
+GOAL, STEPS, WARM = 0.85, 40, 10
 
 
 class Sampler:
-    """CPU seconds of this process tree over time, the S3 server and the bare loop left out."""
+    """CPU seconds of this process tree over time by what each process does, without the S3 server and the bare loop."""
 
     def __init__(self, without: list[int]):
-        self.without, self.times, self.used = without, [], []  # type: ignore[var-annotated]
-        self.stop = threading.Event()
+        self.without, self.times, self.used = set(without), [], []  # type: ignore[var-annotated]
         self.thread = threading.Thread(target=self.work, daemon=True)
         self.thread.start()
 
     def work(self) -> None:
-        while not self.stop.wait(0.5):
-            others = sum(cpu_seconds(psutil.Process(pid)) for pid in self.without if psutil.pid_exists(pid))
-            self.used.append(cpu_seconds() - others)
+        roles: dict[int, str] = {}
+        total: dict[int, np.ndarray] = {}
+        while True:
+            time.sleep(0.5)
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    if process.pid not in self.without:
+                        roles[process.pid] = role_of(process)
+                        times = process.cpu_times()
+                        total[process.pid] = np.array([times.user, times.system])
+            by_role: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
+            for pid, seconds in total.items():  # of processes that ended, what they had used
+                by_role[roles[pid]] += seconds
+            self.used.append(by_role)
             self.times.append(time.time())
 
-    def at(self, when: float) -> float:
-        """Linear between the two samples around `when`."""
-        i = min(max(1, bisect.bisect(self.times, when)), len(self.times) - 1)
-        a, b = self.times[i - 1], self.times[i]
-        return self.used[i - 1] + (self.used[i] - self.used[i - 1]) * (when - a) / (b - a)
+    def between(self, start: float, end: float) -> dict[str, np.ndarray]:
+        """User and system seconds by role, from the samples nearest to the moments, scaled to the time between."""
+        i, j = (min(bisect.bisect(self.times, t), len(self.times) - 1) for t in (start, end))
+        scale = (end - start) / (self.times[j] - self.times[i])
+        return {role: scale * (self.used[j][role] - self.used[i][role]) for role in self.used[j]}
+
+
+def role_of(process: psutil.Process) -> str:
+    """`Replica`, `TrainWorker`, ... of Ray's workers, whose title is `ray::Class.method`; else the program's name."""
+    title = (process.cmdline() or [process.name()])[0]
+    match = re.match(r"ray::(?:_?)(\w+)(?:\((\w+))?", title)
+    return (match[2] or match[1]) if match else Path(title).name
 
 
 def pipeline(ready: Ready, attempt: int, sampler: Sampler) -> dict[str, float]:
-    """STEPS steps of a fresh attempt; figures from step WARM on, start-up apart."""
+    """STEPS steps of a fresh attempt; seconds a view from step WARM on, start-up apart."""
     job = replace(ready.job, token=ready.job.token + attempt, max_steps=STEPS)
     checkpoint.record_attempt(job.run_uri, job.token, job.run.storage)
     started = time.time()
@@ -60,14 +82,28 @@ def pipeline(ready: Ready, attempt: int, sampler: Sampler) -> dict[str, float]:
     lines = read_metrics(job.run_uri, job.run.storage)[-STEPS // job.run.train.log_every :]
     first, last = lines[WARM // job.run.train.log_every - 1], lines[-1]
     views = (last["step"] - first["step"]) * job.run.train.global_batch
-    used = sampler.at(last["time"]) - sampler.at(first["time"])
-    return {"cpu": used / views, "wall": (last["time"] - first["time"]) / views, "start": lines[0]["time"] - started}
+    used = sampler.between(first["time"], last["time"])
+    for role, seconds in sorted(used.items(), key=lambda item: -item[1].sum())[:8]:
+        if seconds.sum() > 1e-4 * views:
+            user, system = 1000 * seconds / views
+            print(f"  {role}: {user + system:.1f} CPU ms a view, {system:.1f} of it in the kernel", flush=True)
+    return {
+        "cpu": sum(seconds.sum() for seconds in used.values()) / views,
+        "wall": (last["time"] - first["time"]) / views,
+        "start": lines[0]["time"] - started,
+    }
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--set", action="append", default=[], help="as pathryoshka's own --set")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, S3Server(Path(name) / "s3", bucket="bench") as server:
         os.environ.update(server.env)
         run = recipe_by_name("demo").model_dump()
+        for text in args.set:
+            run = config.overlay(run, config.parse_setting(text))
         over = {
             "name": "pipeline",
             "data": {"tiles": ["s3://bench/tiles"]},
@@ -101,7 +137,7 @@ def main() -> None:
             sampler = Sampler([server.pid, bare.pid])
             cores = os.cpu_count() or 1
             cpu, wall = [], []
-            for repeat in range(1, REPEATS + 1):
+            for repeat in range(1, args.repeats + 1):
                 one, many = ask(1, 15), ask(cores, 15)
                 whole = pipeline(ready, repeat, sampler)
                 cpu.append(one["cpu"] / whole["cpu"])

@@ -27,7 +27,7 @@ SECONDS_A_VIEW, MICRO = 0.06, 8
 def rate(run: config.Run, replicas: int) -> tuple[float, float]:
     """(views a second in steady state, share of the cores in use) with `replicas` of one sleeping teacher."""
     tiles, grid = tiles_of(run), (4, 4)
-    stream = make_stream(run, tiles, plan_of(run, tiles), grid)
+    stream = make_stream(run, tiles, plan_of(run, tiles), grid, {"sleeper": (64, 48)})
     with TeacherPool(run.name, run.teachers, grid, run.views.size, run.storage) as pool:
         pool.wait_ready()
         times = []
