@@ -19,14 +19,16 @@ FREE = re.compile(
 
 
 def refuse_changes(run: config.Run, run_uri: str, manifests: list[str], allow: tuple[str, ...]) -> None:
-    """Saves the resolved run at its first attempt; later refuses another one under the same name.
+    """Saves the resolved run; refuses another one under the same name once something was made of the first.
+
+    A run that failed before its standardisers were fitted holds nothing that a corrected config could spoil.
 
     Raises:
         ConfigError: names the first field that changed, with both values.
     """
     uri = storage.join(run_uri, "run.json")
     now = {"run": json.loads(config.run_to_json(run)), "manifests": manifests}
-    if storage.exists(uri, run.storage):
+    if storage.exists(storage.join(run_uri, "standardisers.json"), run.storage):
         old = storage.read_json(uri, run.storage)
         changes = list(differences(old["run"], now["run"]))
         changes += differences({"data.manifests": old["manifests"]}, {"data.manifests": manifests})

@@ -153,7 +153,8 @@ def fit(ready: Ready, say: Say) -> Result:
     if ref is None:
         raise JobError("no checkpoint was written; see the lines above")
     refuse_too_many_failures(job, ledger.failed)
-    say(f"trained on {ledger.count} of {job.run.plan.num_views} views, each exactly once; checkpoint {ref.name}")
+    if job.max_steps is None:
+        say(f"trained on {ledger.count} of {job.run.plan.num_views} views, each exactly once; checkpoint {ref.name}")
     lines = read_metrics(job.run_uri, job.run.storage)
     return Result(job.run_uri, ref.name, lines[-1] if lines else {})
 

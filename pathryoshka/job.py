@@ -10,7 +10,7 @@ from pathlib import Path
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
 from pathryoshka.driver import Ready, Result, Say, fit, prepared
-from pathryoshka.results import final_weights, run_uri
+from pathryoshka.results import export_run, run_uri
 
 LONG = 5000
 """Optimizer steps from which on a fresh run is rehearsed unasked."""
@@ -36,26 +36,39 @@ def distill(run: config.Run, *, rehearse: bool = False, allow_change: tuple[str,
 
 
 def rehearsal(ready: Ready, say: Say) -> Result:
-    """One segment, one step, one checkpoint, one resume and the weights read back, through the real pools.
+    """One segment, one step, one checkpoint, one resume and one export, through the real pools.
 
-    It runs under a name of its own beside the run, which is deleted afterwards.
+    It runs under a name of its own beside the run, which is deleted afterwards, also when it is interrupted.
     """
     run = ready.job.run
     small = run.model_copy(update={"name": f"{run.name}-rehearsal"})
     job = replace(ready.job, run=small, run_uri=run_uri(small), max_steps=1)
     cfg = run.storage
     storage.delete(job.run_uri, cfg)
-    for name in ("standardisers.safetensors", "standardisers.json", "teachers.json"):
-        storage.write_bytes(
-            storage.join(job.run_uri, name), storage.read_bytes(storage.join(ready.job.run_uri, name), cfg), cfg
-        )
-    for attempt in (1, 2):
+    try:
+        for name in ("standardisers.safetensors", "standardisers.json", "teachers.json"):
+            storage.write_bytes(
+                storage.join(job.run_uri, name), storage.read_bytes(storage.join(ready.job.run_uri, name), cfg), cfg
+            )
+        for attempt in (1, 2):
+            started = time.perf_counter()
+            checkpoint.record_attempt(job.run_uri, attempt, cfg)
+            result = fit(replace(ready, job=replace(job, token=attempt)), say)
+            what = "started, trained a step, wrote a checkpoint" if attempt == 1 else "resumed from it, trained another"
+            say(f"rehearsal: {what} in {time.perf_counter() - started:.0f} s")
+        say(f"rehearsal: {stages(ready, result.metrics)}")
         started = time.perf_counter()
-        checkpoint.record_attempt(job.run_uri, attempt, cfg)
-        result = fit(replace(ready, job=replace(job, token=attempt)), say)
-        what = "started, trained a step, wrote a checkpoint" if attempt == 1 else "resumed from it and trained another"
-        say(f"rehearsal: {what} in {time.perf_counter() - started:.0f} s")
-    with tempfile.TemporaryDirectory() as scratch:
-        say(f"rehearsal: {len(final_weights(small, Path(scratch)))} tensors read back; the run may start")
-    storage.delete(job.run_uri, cfg)
+        with tempfile.TemporaryDirectory() as folder:
+            export_run(small, Path(folder) / "export")
+        say(f"rehearsal: exported and checked in {time.perf_counter() - started:.0f} s; the run may start")
+    finally:
+        storage.delete(job.run_uri, cfg)
     return result
+
+
+def stages(ready: Ready, metrics: dict[str, float]) -> str:
+    """Rate and peak memory of each stage, as one step showed them."""
+    memory = {name: fact.memory_mib for name, fact in ready.facts.items()} | {"student": metrics["memory/student"]}
+    rates = {key.removeprefix("rate/"): value for key, value in metrics.items() if key.startswith("rate/")}
+    held = {name: f", {memory[name]:.0f} MiB" for name in rates if name in memory}
+    return "; ".join(f"{name} {rate:.0f} tiles/s{held.get(name, '')}" for name, rate in rates.items())

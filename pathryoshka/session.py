@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 NUM_STARTS = 4
 
@@ -37,10 +38,6 @@ def ray_session(logical_cpus: int, *, say: Callable[[str], None] = print) -> Ite
     env = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
-        # glibc would give large activations back to the kernel after each layer and fault them in again: teachers on a
-        # CPU lost a third of their rate to that.
-        "MALLOC_MMAP_THRESHOLD_": "1073741824",
-        "MALLOC_TRIM_THRESHOLD_": "1073741824",
     }
     os.environ.update(env)  # inherited by a local session's processes; a cluster gets them as its runtime environment
     # Ray would start a process a logical CPU ahead of need: seconds of every core, for workers that then wait.
@@ -85,7 +82,13 @@ def object_store_bytes() -> int:
     return max(100 * 2**20, min(memory // 5, 8 * 2**30, room))
 
 
-@ray.remote(num_cpus=0)
+def beside_the_driver() -> dict[str, Any]:
+    """Actor options for what must not die before the driver does: its node, and no CPU."""
+    node = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
+@ray.remote
 class Console:
     """Lines for the driver's terminal from any process of the run, without Ray's prefixes."""
 
@@ -103,7 +106,7 @@ class Console:
 @contextlib.contextmanager
 def console(name: str, say: Callable[[str], None]) -> Iterator[str]:
     """Starts a `Console` and a thread that says its lines; yields its name for `speaker`."""
-    actor = Console.options(name=name).remote()  # type: ignore[attr-defined]
+    actor = Console.options(name=name, **beside_the_driver()).remote()  # type: ignore[attr-defined]
     stop = threading.Event()
 
     def relay() -> None:

@@ -43,6 +43,7 @@ class Driver:
     tree: dict[str, Any]
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
+    verb: tuple[str, ...] = ("distill",)
 
     def start(self) -> Driver:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,7 @@ class Driver:
         env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(short_tmp()), **self.env}
         with self.log.open("a") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pathryoshka.cli", "distill", "--config", str(file)],
+                [sys.executable, "-m", "pathryoshka.cli", *self.verb, "--config", str(file)],
                 stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True,
             )  # fmt: skip
         return self

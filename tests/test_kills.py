@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
+from ray.cluster_utils import Cluster
 
 from pathryoshka import config, storage
+from pathryoshka.recipes import recipe_by_name
+from pathryoshka.results import final_weights
 from pathryoshka.s3server import S3Server
 from pathryoshka.tiles.ledger import Ledger
 from pathryoshka.tiles.phantom import write_phantom
-from tests.runs import Driver, outcome, settings
+from tests.runs import Driver, outcome, settings, short_tmp
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -29,15 +35,27 @@ def tiles(s3: S3Server) -> str:
     return uri
 
 
+@dataclass(frozen=True)
+class Unbroken:
+    """What a deterministic run that nothing happened to ended with."""
+
+    ledger: Ledger
+    weights: dict[str, torch.Tensor]
+
+
 @pytest.fixture(scope="module")
-def unbroken(s3: S3Server, tiles: str, tmp_path_factory: pytest.TempPathFactory) -> Ledger:
-    """The ledger of a run that nothing happened to."""
-    tree = settings(f"s3://{s3.bucket}/kills/unbroken", tiles)
+def unbroken(s3: S3Server, tiles: str, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    tree = settings(f"s3://{s3.bucket}/kills/unbroken", tiles, data={"deterministic": True})
     driver = Driver(tree, tmp_path_factory.mktemp("unbroken")).start()
     assert driver.wait() == 0, driver.text()[-3000:]
     ledger, _ = outcome(tree)
     assert ledger.ranges == ((0, 1200),)
-    return ledger
+    return Unbroken(ledger, weights(tree, tmp_path_factory.mktemp("weights")))
+
+
+def weights(tree: dict[str, Any], scratch: Path) -> dict[str, torch.Tensor]:
+    run = config.make_run(config.overlay(recipe_by_name("debug").model_dump(), tree))
+    return final_weights(run, scratch)
 
 
 @pytest.fixture
@@ -48,10 +66,10 @@ def tree(s3: S3Server, tiles: str, request: pytest.FixtureRequest) -> Iterator[d
     yield settings(f"s3://{s3.bucket}/kills/{name}", tiles, teachers=slow)
 
 
-def check(tree: dict[str, Any], unbroken: Ledger) -> None:
+def check(tree: dict[str, Any], unbroken: Unbroken) -> None:
     ledger, _ = outcome(tree)
-    assert ledger.ranges == unbroken.ranges
-    assert ledger.content == unbroken.content
+    assert ledger.ranges == unbroken.ledger.ranges
+    assert ledger.content == unbroken.ledger.content
 
 
 def rollbacks(tree: dict[str, Any]) -> list[dict[str, int]]:
@@ -60,7 +78,7 @@ def rollbacks(tree: dict[str, Any]) -> list[dict[str, int]]:
     return storage.read_json(uri, cfg) if storage.exists(uri, cfg) else []
 
 
-def test_a_teacher_actor(tree: dict[str, Any], unbroken: Ledger, tmp_path: Path) -> None:
+def test_a_teacher_actor(tree: dict[str, Any], unbroken: Unbroken, tmp_path: Path) -> None:
     driver = Driver(tree, tmp_path).start()
     driver.wait_for("step 5/")
     victims = driver.processes("ray::Replica")
@@ -71,7 +89,7 @@ def test_a_teacher_actor(tree: dict[str, Any], unbroken: Ledger, tmp_path: Path)
     assert rollbacks(tree) == []  # the stream asked the restarted teacher again; training never stopped
 
 
-def test_a_train_worker(tree: dict[str, Any], unbroken: Ledger, tmp_path: Path) -> None:
+def test_a_train_worker(tree: dict[str, Any], unbroken: Unbroken, tmp_path: Path) -> None:
     driver = Driver(tree, tmp_path).start()
     driver.wait_for("step 10/")
     victims = driver.processes("ray::RayTrainWorker") or driver.processes("ray::_RayTrainWorker")
@@ -81,12 +99,11 @@ def test_a_train_worker(tree: dict[str, Any], unbroken: Ledger, tmp_path: Path) 
     check(tree, unbroken)
 
 
-@pytest.mark.parametrize(
-    "workers", [1, pytest.param(2, marks=pytest.mark.full), pytest.param(3, marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize("workers", [1, 2, pytest.param(3, marks=pytest.mark.full)])
 def test_the_driver_and_then_another_number_of_workers(
-    tree: dict[str, Any], unbroken: Ledger, tmp_path: Path, workers: int
+    tree: dict[str, Any], unbroken: Unbroken, tmp_path: Path, workers: int
 ) -> None:
+    tree = config.overlay(tree, {"data": {"deterministic": True}})
     driver = Driver(tree, tmp_path).start()
     driver.wait_for("step 10/")
     time.sleep(1)
@@ -95,9 +112,40 @@ def test_the_driver_and_then_another_number_of_workers(
     assert again.wait() == 0, again.text()[-3000:]
     assert "continuing from step" in again.text()
     check(tree, unbroken)
+    if workers == 2:
+        resumed = weights(tree, tmp_path / "weights")
+        assert resumed.keys() == unbroken.weights.keys()
+        assert [name for name, value in resumed.items() if not torch.equal(value, unbroken.weights[name])] == []
 
 
-def test_the_s3_server_for_twenty_seconds(s3: S3Server, tree: dict[str, Any], unbroken: Ledger, tmp_path: Path) -> None:
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head too small for the whole run and a second node; both with a temporary folder of their own."""
+    head = {"num_cpus": 4, "include_dashboard": False, "temp_dir": str(short_tmp() / "cluster")}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_the_raylet_of_a_second_node(
+    cluster: Cluster, tree: dict[str, Any], unbroken: Unbroken, tmp_path: Path
+) -> None:
+    """What lived on the lost node (workers, teachers, blocks) comes again on the node that takes its place."""
+    second = cluster.add_node(num_cpus=8)
+    driver = Driver(tree, tmp_path, env={"RAY_ADDRESS": cluster.address}).start()
+    driver.wait_for("step 10/")
+    raylet = psutil.Process(second.all_processes["raylet"][0].process.pid)
+    there = [title for p in raylet.children() if (title := " ".join(p.cmdline())).startswith("ray::")]
+    assert any(not title.startswith("ray::IDLE") for title in there), there
+    raylet.kill()
+    cluster.add_node(num_cpus=8)
+    assert driver.wait(600) == 0, driver.text()[-3000:]
+    check(tree, unbroken)
+
+
+def test_the_s3_server_for_twenty_seconds(
+    s3: S3Server, tree: dict[str, Any], unbroken: Unbroken, tmp_path: Path
+) -> None:
     driver = Driver(config.overlay(tree, {"storage": {"lease_ttl_s": 60}}), tmp_path).start()
     driver.wait_for("step 5/")
     s3.stop()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pathryoshka import config, devices
+from pathryoshka import config, devices, storage
 from pathryoshka.changes import refuse_changes
 from pathryoshka.config import ConfigError
 from pathryoshka.devices import DeviceError, logical_cpus, refuse_too_few_devices
@@ -60,7 +60,9 @@ def test_stops_by_naming_the_teacher_and_what_is_kept() -> None:
 
 def test_what_may_change_under_one_name(tmp_path: Path) -> None:
     uri = str(tmp_path / "run")
-    refuse_changes(run_of(), uri, ["abc"], ())
+    refuse_changes(run_of(optim={"lr": 0.5}), uri, ["abc"], ())
+    refuse_changes(run_of(), uri, ["abc"], ())  # nothing was made of the first one yet
+    storage.write_json(storage.join(uri, "standardisers.json"), {}, config.Storage())
     refuse_changes(run_of(train={"num_workers": 1, "log_every": 3}, teachers={"max_in_flight": 3}), uri, ["abc"], ())
     with pytest.raises(ConfigError, match=r"student.widths = \[16, 32, 48\], not \[24, 48\]"):
         refuse_changes(run_of(student={"widths": [24, 48]}), uri, ["abc"], ())

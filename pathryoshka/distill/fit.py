@@ -18,7 +18,7 @@ import numpy as np
 from pathryoshka import config, storage
 from pathryoshka.distill.stream import Stream, make_dataset, micro_batch_of
 from pathryoshka.teachers import standardize
-from pathryoshka.teachers.standardize import Moments, Standardiser
+from pathryoshka.teachers.standardize import Moments, StandardiseError, Standardiser
 from pathryoshka.tiles.ledger import Ledger
 
 TOKENS_PER_VIEW = 8
@@ -64,7 +64,10 @@ def fit_sample(run: config.Run, stream: Stream) -> dict[tuple[str, str], Standar
             spread = np.linspace(0, tokens.shape[1] - 1, min(TOKENS_PER_VIEW, tokens.shape[1])).astype(int)
             tokens = tokens[:, spread].reshape(-1, tokens.shape[-1]).astype(np.float64)
             for kind, x in (("summary", summary), ("tokens", tokens)):
-                moments.setdefault((name, kind), Moments(x.shape[1])).update(x)
+                try:
+                    moments.setdefault((name, kind), Moments(x.shape[1])).update(x)
+                except StandardiseError as error:
+                    raise StandardiseError(f"teacher {name}, {kind}: {error}") from None
                 kept.setdefault((name, kind), []).append(x[:256].astype(np.float32))
     kinds = {"summary": run.standardise.summary, "tokens": run.standardise.tokens}
     return {key: standardize.fit(m, kinds[key[1]], np.concatenate(kept[key])[:4096]) for key, m in moments.items()}

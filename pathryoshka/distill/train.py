@@ -28,6 +28,7 @@ from pathryoshka.distill.step import reduce_metrics, train_step
 from pathryoshka.distill.stream import Stream, micro_batch_of
 from pathryoshka.metrics import RunLog
 from pathryoshka.session import speaker
+from pathryoshka.teachers.pool import peak_memory_mib
 from pathryoshka.teachers.standardize import load as load_standardisers
 from pathryoshka.tiles.ledger import Ledger
 from pathryoshka.tiles.views import student_view
@@ -85,7 +86,7 @@ def train_worker(job: Job) -> None:
     if rank == 0:
         note_rollback(job, ledger)
         log = RunLog(run, job.run_uri, scratch, job.token, first, speaker(job.console))
-    meter = Meter(run, job, world_size)
+    meter = Meter(run, device.type, world_size)
     batches = stream_batches(ray.train.get_dataset_shard("train"), ledger, run.data.prefetch_batches, meter)
     pending: list[dict[str, np.ndarray]] = []
     presented = ledger.count
@@ -269,8 +270,8 @@ def tidy(job: Job, log: RunLog | None, here: Ref, loss: float) -> None:
 class Meter:
     """Sums between two log lines: device tensors are read once, host times are added up."""
 
-    def __init__(self, run: config.Run, job: Job, world_size: int):
-        self.run, self.world_size = run, world_size
+    def __init__(self, run: config.Run, device: str, world_size: int):
+        self.run, self.device, self.world_size = run, device, world_size
         self.parallel = {"read": run.data.read_tasks} | {n: t.replicas for n, t in run.teachers.models.items()}
         self.reset()
 
@@ -297,6 +298,7 @@ class Meter:
         rates = {f"rate/{n}": self.rows / s * self.parallel.get(n, 1) for n, s in self.seconds.items() if s > 0}
         rates["rate/student"] = self.rows * self.world_size / max(1e-9, elapsed - self.waited)
         values |= rates
+        values["memory/student"] = peak_memory_mib(self.device)
         values["tiles_per_s"] = self.steps * self.run.train.global_batch / elapsed
         values["wait_share"] = self.waited / elapsed
         values |= {"lr": lr, "views": float(presented), "num_steps": float(last)}

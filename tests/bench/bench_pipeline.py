@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import bisect
-import contextlib
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
-import psutil
 
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
@@ -29,47 +21,9 @@ from pathryoshka.recipes import recipe_by_name
 from pathryoshka.s3server import S3Server
 from pathryoshka.tiles.phantom import write_phantom
 from tests.bench.common import finish
+from tests.bench.sampling import Sampler
 
 GOAL, STEPS, WARM = 0.85, 40, 10
-
-
-class Sampler:
-    """CPU seconds of this process tree over time by what each process does, without the S3 server and the bare loop."""
-
-    def __init__(self, without: list[int]):
-        self.without, self.times, self.used = set(without), [], []  # type: ignore[var-annotated]
-        self.thread = threading.Thread(target=self.work, daemon=True)
-        self.thread.start()
-
-    def work(self) -> None:
-        roles: dict[int, str] = {}
-        total: dict[int, np.ndarray] = {}
-        while True:
-            time.sleep(0.5)
-            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-                with contextlib.suppress(psutil.Error):
-                    if process.pid not in self.without:
-                        roles[process.pid] = role_of(process)
-                        times = process.cpu_times()
-                        total[process.pid] = np.array([times.user, times.system])
-            by_role: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
-            for pid, seconds in total.items():  # of processes that ended, what they had used
-                by_role[roles[pid]] += seconds
-            self.used.append(by_role)
-            self.times.append(time.time())
-
-    def between(self, start: float, end: float) -> dict[str, np.ndarray]:
-        """User and system seconds by role, from the samples nearest to the moments, scaled to the time between."""
-        i, j = (min(bisect.bisect(self.times, t), len(self.times) - 1) for t in (start, end))
-        scale = (end - start) / (self.times[j] - self.times[i])
-        return {role: scale * (self.used[j][role] - self.used[i][role]) for role in self.used[j]}
-
-
-def role_of(process: psutil.Process) -> str:
-    """`Replica`, `TrainWorker`, ... of Ray's workers, whose title is `ray::Class.method`; else the program's name."""
-    title = (process.cmdline() or [process.name()])[0]
-    match = re.match(r"ray::(?:_?)(\w+)(?:\((\w+))?", title)
-    return (match[2] or match[1]) if match else Path(title).name
 
 
 def pipeline(ready: Ready, attempt: int, sampler: Sampler) -> dict[str, float]:
@@ -114,7 +68,7 @@ def main() -> None:
         full = config.make_run(config.overlay(run, over))
         local = config.make_run(config.overlay(run, over | {"data": {"tiles": [f"{name}/tiles"]}}))
         for where in (full, local):
-            write_phantom(where.data.tiles[0], where.storage, num_tiles=2000, num_patients=20, num_sites=2, size=224)
+            write_phantom(where.data.tiles[0], where.storage, num_tiles=800, num_patients=20, num_sites=2, size=224)
         with prepared(full, (), print) as ready:
             fitted = Path(name) / "standardisers.safetensors"
             fitted.write_bytes(storage.read_bytes(storage.join(ready.job.run_uri, fitted.name), full.storage))
@@ -134,21 +88,21 @@ def main() -> None:
                 return {"cpu": answer["cpu"] / answer["views"], "wall": answer["wall"] / answer["views"]}
 
             ask(1, 5)
-            sampler = Sampler([server.pid, bare.pid])
             cores = os.cpu_count() or 1
             cpu, wall = [], []
-            for repeat in range(1, args.repeats + 1):
-                one, many = ask(1, 15), ask(cores, 15)
-                whole = pipeline(ready, repeat, sampler)
-                cpu.append(one["cpu"] / whole["cpu"])
-                wall.append(many["wall"] / whole["wall"])
-                print(
-                    f"repeat {repeat}: bare {1000 * one['cpu']:.1f} CPU ms a view (one thread), "
-                    f"{1000 * many['wall']:.1f} ms wall ({cores} threads); pipeline {1000 * whole['cpu']:.1f} CPU ms, "
-                    f"{1000 * whole['wall']:.1f} ms wall, after {whole['start']:.0f} s of start-up; ratios "
-                    f"{cpu[-1]:.2f} and {wall[-1]:.2f}",
-                    flush=True,
-                )
+            with Sampler([server.pid, bare.pid]) as sampler:
+                for repeat in range(1, args.repeats + 1):
+                    one, many = ask(1, 15), ask(cores, 15)
+                    whole = pipeline(ready, repeat, sampler)
+                    cpu.append(one["cpu"] / whole["cpu"])
+                    wall.append(many["wall"] / whole["wall"])
+                    print(
+                        f"repeat {repeat}: bare {1000 * one['cpu']:.1f} CPU ms a view (one thread), "
+                        f"{1000 * many['wall']:.1f} ms wall ({cores} threads); pipeline {1000 * whole['cpu']:.1f} "
+                        f"CPU ms, {1000 * whole['wall']:.1f} ms wall, after {whole['start']:.0f} s of start-up; ratios "
+                        f"{cpu[-1]:.2f} and {wall[-1]:.2f}",
+                        flush=True,
+                    )
             bare.kill()
         both = (statistics.median(cpu), statistics.median(wall))
     print(f"CPU ratio {both[0]:.3f}, wall ratio {both[1]:.3f}; the smaller one counts")
