@@ -11,10 +11,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 NUM_STARTS = 4
@@ -88,6 +89,20 @@ def beside_the_driver() -> dict[str, Any]:
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
 
 
+def end_actors(actors: Mapping[str, ActorHandle]) -> None:
+    """Ends named actors and waits until their names are free: a run may follow another at once in one session."""
+    for actor in actors.values():
+        ray.kill(actor)
+    deadline = time.monotonic() + 10
+    for name in actors:
+        while time.monotonic() < deadline:
+            try:
+                ray.get_actor(name)
+            except ValueError:
+                break
+            time.sleep(0.05)
+
+
 @ray.remote
 class Console:
     """Lines for the driver's terminal from any process of the run, without Ray's prefixes."""
@@ -124,7 +139,7 @@ def console(name: str, say: Callable[[str], None]) -> Iterator[str]:
         with contextlib.suppress(Exception):  # after a crash there may be nobody left to ask
             for line in ray.get(actor.take.remote(), timeout=5):
                 say(line)
-            ray.kill(actor)
+            end_actors({name: actor})
 
 
 def speaker(name: str | None) -> Callable[[str], None]:

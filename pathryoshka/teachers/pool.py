@@ -23,7 +23,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from pathryoshka import config
-from pathryoshka.session import beside_the_driver
+from pathryoshka.session import beside_the_driver, end_actors
 
 MAX_FAILED_STARTS = 3
 TICK_S = 1.0
@@ -203,7 +203,8 @@ class TeacherPool:
 
     Args:
         prefix: unique in the Ray namespace; actor names are `<prefix>/<teacher>/<number>`.
-        on_failure: called once, from the supervisor's thread, when a teacher is given up or the pool cannot start.
+        on_failure: called once, from the supervisor's thread, when a teacher is given up after `wait_ready` returned.
+        awaited: whether it has.
     """
 
     prefix: str
@@ -217,6 +218,7 @@ class TeacherPool:
     failure: str | None = None
     members: list[Member] = field(default_factory=list)
     failed_starts: dict[str, int] = field(default_factory=dict)
+    awaited: bool = False
 
     def __enter__(self) -> TeacherPool:
         self.stop = threading.Event()
@@ -232,9 +234,8 @@ class TeacherPool:
     def __exit__(self, *_: object) -> None:
         self.stop.set()
         self.thread.join(timeout=10)
-        for member in self.members:
-            ray.kill(member.actor)
-        ray.kill(self.directory)
+        replicas = {f"{self.prefix}/{m.teacher}/{m.number}": m.actor for m in self.members}
+        end_actors(replicas | {f"{self.prefix}/directory": self.directory})
 
     def resize(self, teacher: str, replicas: int) -> None:
         """Starts or ends replicas until there are `replicas`; may be called while the stream runs."""
@@ -268,6 +269,7 @@ class TeacherPool:
                     raise TeacherError(self.failure)
                 pending = sorted({m.teacher for m in self.members if not m.ready})
                 if not pending:
+                    self.awaited = True
                     # in the config's order, whoever came first: it decides the order of heads and optimizer states
                     return {name: self.facts[name] for name in self.teachers.models}
                 if time.monotonic() > deadline:
@@ -304,7 +306,9 @@ class TeacherPool:
                         members[member.teacher].append(member.actor)
                 self.directory.publish.remote(members, self.failure)
             if self.failure:
-                self.on_failure(self.failure)
+                # while the main thread waits in `wait_ready` it raises by itself; a signal would hit its clean-up
+                if self.awaited and not self.stop.is_set():
+                    self.on_failure(self.failure)
                 return
 
     def look_after(self, member: Member) -> bool:
