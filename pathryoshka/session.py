@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 NUM_STARTS = 4
@@ -126,8 +127,9 @@ def console(name: str, say: Callable[[str], None]) -> Iterator[str]:
 
     def relay() -> None:
         while not stop.wait(0.5):
-            for line in ray.get(actor.take.remote()):
-                say(line)
+            with contextlib.suppress(ActorUnavailableError):
+                for line in ray.get(actor.take.remote()):
+                    say(line)
 
     thread = threading.Thread(target=relay, name="console", daemon=True)
     thread.start()

@@ -127,13 +127,14 @@ def cluster() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
+@pytest.mark.full
 def test_the_raylet_of_a_second_node(
     cluster: Cluster, tree: dict[str, Any], unbroken: Unbroken, tmp_path: Path
 ) -> None:
     """What lived on the lost node (workers, teachers, blocks) comes again on the node that takes its place."""
     second = cluster.add_node(num_cpus=8)
     driver = Driver(tree, tmp_path, env={"RAY_ADDRESS": cluster.address}).start()
-    driver.wait_for("step 10/")
+    driver.wait_for("step 10/", timeout=420)
     raylet = psutil.Process(second.all_processes["raylet"][0].process.pid)
     there = [title for p in raylet.children() if (title := " ".join(p.cmdline())).startswith("ray::")]
     assert any(not title.startswith("ray::IDLE") for title in there), there

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from pathryoshka import config
 from pathryoshka.session import beside_the_driver, end_actors
@@ -320,6 +320,8 @@ class TeacherPool:
         try:
             self.facts[member.teacher] = ray.get(member.ping)
             member.ready, self.failed_starts[member.teacher] = True, 0
+        except ActorUnavailableError:  # its node is gone or it restarts: no start that failed
+            member.ready = False
         except (RayTaskError, RayActorError) as error:
             member.ready = False
             if not was:
