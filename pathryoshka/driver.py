@@ -218,7 +218,7 @@ def announce(job: Job, facts: dict[str, Facts], say: Say) -> None:
     steps = job.stream.work(current_ledger(job)[1]).num_blocks * run.train.micro_batch // run.train.global_batch
     before, after = bytes_per_row(job.stream)
     bounds = bytes_in_flight(job.stream, max(run.worker_counts), run.data.prefetch_batches)
-    mib = {place: f"{amount / 2**20:.1f} MiB at {place}" for place, amount in bounds.items()}
+    mib = {place: f"{amount / 2**20:.1f} MiB of {place}" for place, amount in bounds.items()}
     say(f"tiles: {plan.num_tiles} an epoch, {plan.num_views} views = {plan.num_views / plan.num_tiles:.1f} epochs")
     say(
         f"steps: {steps} left, global batch {run.train.global_batch} = {run.train.num_workers} workers x micro-batch "

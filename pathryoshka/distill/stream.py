@@ -2,7 +2,7 @@
 
 A row of this data set is one micro-batch and a Ray block is one row, so nothing is ever cut or joined again: blocks go
 round-robin to the workers, every worker gets the same number, and with `preserve_order` the same ones. What is in
-flight is bounded by the stages' sizes: `bytes_in_flight` computes the bound, the job prints it and Ray Data keeps it.
+flight is bounded by the stages' sizes: `bytes_in_flight` computes the bound, the job prints it and Ray Data is held to it.
 """
 
 from __future__ import annotations
@@ -85,12 +85,8 @@ def make_dataset(stream: Stream, ledger: Ledger) -> Dataset:
 def execution_options(stream: Stream) -> ExecutionOptions:
     """Left alone, Ray Data reads ahead until half of its share of the object store is full: at a rate that only the
     teachers limit, readers then take the cores from them, for views that nobody waits for."""
-    places = bytes_in_flight(stream)
-    limit = max(places["readers"] + places["teachers"], LEAST_LIMIT)
-    return ExecutionOptions(
-        preserve_order=stream.deterministic,
-        resource_limits=ExecutionResources.for_limits(object_store_memory=limit),
-    )
+    limits = ExecutionResources.for_limits(object_store_memory=bytes_in_flight(stream)["stages"])
+    return ExecutionOptions(preserve_order=stream.deterministic, resource_limits=limits)
 
 
 def read_segments(batch: dict[str, np.ndarray], stream: Stream, ledger: Ledger) -> Iterator[dict[str, np.ndarray]]:
@@ -134,13 +130,14 @@ def bytes_per_row(stream: Stream) -> tuple[int, int]:
 def bytes_in_flight(stream: Stream, num_workers: int = 1, prefetch: int = 1) -> dict[str, int]:
     """Bytes, by place, that may be on their way at a moment; Ray frees what was used within a second of its use.
 
-    Each reader holds a finished micro-batch, one being made and two in Ray's generator; FanOut holds the views twice
-    while teachers work; workers hold what they prefetch.
+    `stages` is what Ray Data is told to keep to: each reader's finished micro-batch, the one being made and two in
+    Ray's generator, and what FanOut takes and gives. Outside of its sight are the `copies` of the views that FanOut
+    shares with the teachers, and what `workers` prefetch.
     """
     before, after = bytes_per_row(stream)
     return {
-        "readers": before * 4 * stream.read_tasks,
-        "teachers": (before + after) * stream.max_in_flight,
+        "stages": max(before * 4 * stream.read_tasks + after * stream.max_in_flight, LEAST_LIMIT),
+        "copies": before * stream.max_in_flight,
         "workers": after * (prefetch + 2) * num_workers,
     }
 
