@@ -2,7 +2,7 @@
 
 A row of this data set is one micro-batch and a Ray block is one row, so nothing is ever cut or joined again: blocks go
 round-robin to the workers, every worker gets the same number, and with `preserve_order` the same ones. What is in
-flight is bounded by the stages' sizes: `bytes_in_flight` computes the bound, the job prints it and Ray Data is held to it.
+flight is bounded by the sizes of stages: `bytes_in_flight` says by how much, the job prints it, Ray Data is held to it.
 """
 
 from __future__ import annotations
