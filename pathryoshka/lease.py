@@ -109,7 +109,8 @@ class Lease:
         if self.ended.is_set():
             return
         self.ended.set()
-        self.threads[0].join(timeout=self.ttl_s)
+        for thread in self.threads:
+            thread.join(timeout=self.ttl_s)
         if self.lost.is_set():
             return
         try:

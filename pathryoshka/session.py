@@ -135,9 +135,10 @@ def console(name: str, say: Callable[[str], None]) -> Iterator[str]:
     finally:
         stop.set()
         thread.join(timeout=5)
-        with contextlib.suppress(Exception):  # after a crash there may be nobody left to ask
+        with contextlib.suppress(Exception):  # after a crash, or before it has started, there is nobody to ask
             for line in ray.get(actor.take.remote(), timeout=5):
                 say(line)
+        with contextlib.suppress(Exception):
             end_actors({name: actor})
 
 

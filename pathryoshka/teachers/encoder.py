@@ -149,6 +149,7 @@ def load_encoder(
         raise EncoderError(
             f"teacher {name} is to run on {device}, but torch sees no CUDA device; set its device to cpu"
         )
+    refuse_size(row, cfg)  # before weights are fetched, and in `trunk_at` for the row that a folder of weights describes
     with tempfile.TemporaryDirectory(prefix="pathryoshka-") as scratch:
         path = weights.locate(row, cfg.weights, storage or config.Storage(), Path(scratch))
         row = weights.described_by_folder(row, path)
@@ -170,12 +171,8 @@ def trunk_at(model: Any, row: Row, cfg: config.Teacher) -> tuple[nn.Module, Grid
     Raises:
         EncoderError: a size that is no whole number of tokens, or a model that takes one size only.
     """
+    refuse_size(row, cfg)
     size = cfg.input_size or row.input_size
-    if row.num_prefix_tokens and size % row.stride:
-        near = max(1, round(size / row.stride)) * row.stride
-        raise EncoderError(
-            f"{row.name} cuts views into tokens of {row.stride} px; set its input_size to {near}, not {size}"
-        )
     try:
         if size != row.input_size and hasattr(model, "set_input_size"):
             model.set_input_size(img_size=(size, size))
@@ -193,6 +190,15 @@ def trunk_at(model: Any, row: Row, cfg: config.Teacher) -> tuple[nn.Module, Grid
         on_cpu = next(model.parameters()).device.type == "cpu"
         trunk = quicken(trunk.cpu(), size, on_cpu, fp32=cfg.precision == "fp32" and not cfg.compile)
     return trunk, own_grid
+
+
+def refuse_size(row: Row, cfg: config.Teacher) -> None:
+    size = cfg.input_size or row.input_size
+    if row.num_prefix_tokens and size % row.stride:
+        near = max(1, round(size / row.stride)) * row.stride
+        raise EncoderError(
+            f"{row.name} cuts views into tokens of {row.stride} px; set its input_size to {near}, not {size}"
+        )
 
 
 def align_tokens(tokens_BND: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
