@@ -22,18 +22,32 @@ def logical_cpus(run: config.Run) -> int:
 
 
 def refuse_too_few_devices(run: config.Run) -> None:
-    """A local session cannot grow, so what it lacks is said at once; a cluster is waited for."""
-    if os.environ.get("RAY_ADDRESS"):
-        return
+    """Refuses what can never be had. A local session cannot grow; a cluster may, to its autoscaler's maximum, and one
+    whose maximum nobody knows is waited for.
+
+    Raises:
+        DeviceError: too few for the pools and workers, in words.
+    """
     have = ray.cluster_resources()
+    gpus_exist = have.get("GPU", 0) > 0
+    if os.environ.get("RAY_ADDRESS"):
+        # private, but the only door to it: Ray Train asks here, too
+        most = ray._private.state.state.get_max_resources_from_cluster_config()
+        if most is None:
+            return
+        have = {key: max(most.get(key, 0), have.get(key, 0)) for key in {*most, *have}}
+        place, advice = "the cluster can grow to", "raise its maximum"
+        gpus_exist = have.get("GPU", 0) > 0
+    else:
+        place, advice = "this machine has", "point RAY_ADDRESS at a larger cluster"
     need: dict[str, float] = {}
     for teacher in run.teachers.models.values():
-        for key, value in flat_resources(placement(teacher, have.get("GPU", 0) > 0)).items():
+        for key, value in flat_resources(placement(teacher, gpus_exist)).items():
             need[key] = need.get(key, 0) + value * teacher.replicas
-    need["GPU"] = need.get("GPU", 0) + (max(run.worker_counts) if run.train.device == "cuda" else 0)
+    need["GPU"] = need.get("GPU", 0) + (min(run.worker_counts) if run.train.device == "cuda" else 0)
     for key, value in need.items():
         if value > have.get(key, 0):
             raise DeviceError(
-                f"the pools need {value:g} {key} and this machine has {have.get(key, 0):g}; lower "
-                "teachers.models.<name>.replicas or num_gpus, set device=cpu, or point RAY_ADDRESS at a larger cluster"
+                f"the pools need {value:g} {key} and {place} {have.get(key, 0):g}; lower "
+                f"teachers.models.<name>.replicas or num_gpus, set device=cpu, or {advice}"
             )

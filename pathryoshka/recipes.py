@@ -37,7 +37,7 @@ def demo() -> Run:
 
     A convolutional student learns from thousands of views where a ViT of its size needs hundreds of thousands, and a
     narrow ResNet of four blocks more from each than a MobileNetV3 of 0.57 M: after 40,000 views of real tissue .54
-    of the teachers' summaries are unexplained instead of .58, and LC25000 is .72 instead of .62 (linear, unseen images).
+    of the teachers' summaries are unexplained instead of .58, and LC25000 is .72 instead of .62 (unseen images).
     """
     lite = {"device": "cpu", "input_size": 128, "batch_size": 16}
     return Run(

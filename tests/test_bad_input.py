@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray.experimental.internal_kv as internal_kv
 import torch
 import yaml
 from PIL import Image
+from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE
+from ray.core.generated import autoscaler_pb2
 
 from pathryoshka import cli, config, storage
+from pathryoshka.devices import refuse_too_few_devices
 from pathryoshka.lease import Lease
 from pathryoshka.s3server import S3Server
 from pathryoshka.session import ray_session
@@ -82,6 +86,7 @@ def refused(world: World, command: Command, code: int, words: str, *args: str) -
     assert before.items() <= world.files().items()
 
 
+LESS = {"teachers": {"models": {"x": {"replicas": 2}}}, "train": {"device": "cpu"}}
 MOCK = {"device": "mock", "batch_size": 16}
 
 
@@ -111,6 +116,29 @@ MOCK = {"device": "mock", "batch_size": 16}
 )
 def test_a_run_that_cannot_be(world: World, command: Command, over: dict[str, Any], code: int, words: str) -> None:
     refused(world, command, code, words, "distill", "--config", world.config(**{"name": "never", **over}))
+
+
+def test_a_cluster_that_cannot_grow_to_what_the_pools_need(
+    world: World, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The autoscaler's maximum stands in Ray's own store, where an autoscaler writes it."""
+    monkeypatch.setenv("RAY_ADDRESS", "the session that this test is in")
+    pools = {"models": {"x": {"model": "mock", "device": "cuda", "replicas": 3}}}
+    run = config.make_run({"teachers": pools})
+    refuse_too_few_devices(run)  # no autoscaler has said its maximum: waited for
+    group = {"resources": {"GPU": 1}, "max_count": 2}
+    growth = autoscaler_pb2.ClusterConfig(node_group_configs=[autoscaler_pb2.NodeGroupConfig(**group)])
+    where = {"namespace": GCS_AUTOSCALER_STATE_NAMESPACE.encode()}
+    key = GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode()
+    internal_kv._internal_kv_put(key, growth.SerializeToString(), **where)
+    try:
+        file = world.config(
+            name="never", teachers={"models": {"x": {"model": "mock", "device": "cuda", "replicas": 3}}}
+        )
+        refused(world, command, 1, "need 3 GPU and the cluster can grow to 2", "distill", "--config", file)
+        refuse_too_few_devices(config.make_run(config.overlay(run.model_dump(), LESS)))
+    finally:
+        internal_kv._internal_kv_del(key, **where)
 
 
 def test_weights_of_another_model(world: World, command: Command, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from pathryoshka import config, storage
+from pathryoshka.distill import checkpoint
 from pathryoshka.recipes import recipe_by_name
 from pathryoshka.results import final_weights
 from pathryoshka.s3server import S3Server
@@ -142,6 +143,23 @@ def test_the_raylet_of_a_second_node(
     cluster.add_node(num_cpus=8)
     assert driver.wait(600) == 0, driver.text()[-3000:]
     check(tree, unbroken)
+
+
+@pytest.mark.full
+def test_a_node_that_joins_gives_the_run_another_worker(
+    cluster: Cluster, tree: dict[str, Any], unbroken: Unbroken, tmp_path: Path
+) -> None:
+    """Nothing dies, but Ray Train restarts the workers: elastic `num_workers` keeps every seq, too."""
+    slower = {"models": {f"mock{n}": {"mock_seconds": 0.1} for n in range(2)}}  # Ray looks for new nodes once a minute
+    tree = config.overlay(tree, {"train": {"num_workers": [1, 2]}, "teachers": slower})
+    driver = Driver(tree, tmp_path, env={"RAY_ADDRESS": cluster.address}).start()
+    driver.wait_for("step 5/", timeout=420)
+    cluster.add_node(num_cpus=4)
+    assert driver.wait(600) == 0, driver.text()[-3000:]
+    check(tree, unbroken)
+    uri, cfg = storage.join(tree["storage"]["root"], "debug"), config.Storage(**tree["storage"])
+    ref = checkpoint.choose(uri, cfg)
+    assert ref is not None and checkpoint.read_state(uri, ref, cfg)["world_size"] == 2
 
 
 def test_the_s3_server_for_twenty_seconds(

@@ -149,7 +149,7 @@ def load_encoder(
         raise EncoderError(
             f"teacher {name} is to run on {device}, but torch sees no CUDA device; set its device to cpu"
         )
-    refuse_size(row, cfg)  # before weights are fetched, and in `trunk_at` for the row that a folder of weights describes
+    refuse_size(row, cfg)  # before weights are fetched; `trunk_at` asks again for the row that a folder describes
     with tempfile.TemporaryDirectory(prefix="pathryoshka-") as scratch:
         path = weights.locate(row, cfg.weights, storage or config.Storage(), Path(scratch))
         row = weights.described_by_folder(row, path)
