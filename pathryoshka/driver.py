@@ -19,12 +19,12 @@ from pathryoshka import config, storage, watch
 from pathryoshka.changes import refuse_changes
 from pathryoshka.devices import logical_cpus, refuse_too_few_devices
 from pathryoshka.distill import checkpoint
+from pathryoshka.distill.checkpoint import current_ledger
 from pathryoshka.distill.fit import fit_standardisers
 from pathryoshka.distill.stream import Stream, bytes_in_flight, bytes_per_row, execution_options, make_dataset
-from pathryoshka.distill.train import Job, current_ledger, stopped_uri, train_worker
+from pathryoshka.distill.train import Job, stopped_uri, train_worker
 from pathryoshka.lease import Lease
 from pathryoshka.metrics import read_metrics
-from pathryoshka.results import run_uri
 from pathryoshka.session import console, ray_session
 from pathryoshka.teachers.pool import Facts, TeacherPool
 from pathryoshka.tiles.plan import ROWS, Plan, make_plan
@@ -59,7 +59,7 @@ class Ready:
 @contextlib.contextmanager
 def prepared(run: config.Run, allow_change: tuple[str, ...], say: Say) -> Iterator[Ready]:
     """Lease, Ray, teachers and standardisers; leaving it gives everything back, whatever happened."""
-    uri = run_uri(run)
+    uri = checkpoint.uri_of(run)
     storage.ensure_root(run.storage.root, run.storage)
     tiles = tiles_of(run)
     plan = plan_of(run, tiles)
@@ -129,7 +129,7 @@ def make_stream(
     )
     return Stream(
         source=source,
-        failures_uri=storage.join(run_uri(run), "failures"),
+        failures_uri=storage.join(checkpoint.uri_of(run), "failures"),
         directory=f"{run.name}/directory",
         dims=dims,
         global_batch=run.train.global_batch,
@@ -142,10 +142,10 @@ def make_stream(
 def fit(ready: Ready, say: Say) -> Result:
     """Ray Train over what is left of the plan."""
     job = ready.job
-    _, ledger = current_ledger(job)
+    _, ledger = current_ledger(job.run_uri, job.run.storage)
     if job.stream.work(ledger).num_blocks:
         train(job)
-    ref, ledger = current_ledger(job)
+    ref, ledger = current_ledger(job.run_uri, job.run.storage)
     if job.max_steps is None and ledger.count != job.run.plan.num_views:
         raise JobError(
             f"delivered {ledger.count} of {job.run.plan.num_views} planned views; run the same command again"
@@ -165,13 +165,14 @@ def train(job: Job) -> None:
     Raises:
         JobError: it stopped; KeyboardInterrupt: the user or a watcher stopped it.
     """
-    run = job.run
+    run, stream, uri, cfg = job.run, job.stream, job.run_uri, job.run.storage
     on_gpu = run.train.device == "cuda" or (run.train.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
     before = signal.getsignal(signal.SIGINT)
     with tempfile.TemporaryDirectory(prefix="pathryoshka-train-") as scratch:
         trainer = TorchTrainer(
             lambda: train_worker(job),
-            datasets={"train": lambda: make_dataset(job.stream, current_ledger(job)[1])},
+            # not `job`: Ray Train's controller makes the data set, and need not import torch's world for it
+            datasets={"train": lambda: make_dataset(stream, current_ledger(uri, cfg)[1])},
             dataset_config=ray.train.DataConfig(execution_options=execution_options(job.stream)),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=run.train.num_workers,  # type: ignore[arg-type]
@@ -215,7 +216,11 @@ def student_grid(run: config.Run) -> tuple[int, int]:
 def announce(job: Job, facts: dict[str, Facts], say: Say) -> None:
     """Derived numbers, once, before anything long starts."""
     run, plan = job.run, job.stream.source.plan
-    steps = job.stream.work(current_ledger(job)[1]).num_blocks * run.train.micro_batch // run.train.global_batch
+    steps = (
+        job.stream.work(current_ledger(job.run_uri, run.storage)[1]).num_blocks
+        * run.train.micro_batch
+        // run.train.global_batch
+    )
     before, after = bytes_per_row(job.stream)
     bounds = bytes_in_flight(job.stream, max(run.worker_counts), run.data.prefetch_batches)
     mib = {place: f"{amount / 2**20:.1f} MiB of {place}" for place, amount in bounds.items()}

@@ -10,7 +10,6 @@ from pathlib import Path
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
 from pathryoshka.driver import Ready, Result, Say, fit, prepared
-from pathryoshka.results import export_run, run_uri
 
 LONG = 5000
 """Optimizer steps from which on a fresh run is rehearsed unasked."""
@@ -28,7 +27,7 @@ def distill(run: config.Run, *, rehearse: bool = False, allow_change: tuple[str,
     """
     with prepared(run, allow_change, say) as ready:
         long = run.plan.num_views / run.train.global_batch > LONG
-        if rehearse or (long and checkpoint.choose(run_uri(run), run.storage) is None):
+        if rehearse or (long and checkpoint.choose(checkpoint.uri_of(run), run.storage) is None):
             result = rehearsal(ready, say)
             if rehearse:
                 return result
@@ -42,7 +41,7 @@ def rehearsal(ready: Ready, say: Say) -> Result:
     """
     run = ready.job.run
     small = run.model_copy(update={"name": f"{run.name}-rehearsal"})
-    job = replace(ready.job, run=small, run_uri=run_uri(small), max_steps=1)
+    job = replace(ready.job, run=small, run_uri=checkpoint.uri_of(small), max_steps=1)
     cfg = run.storage
     storage.delete(job.run_uri, cfg)
     try:
@@ -58,6 +57,8 @@ def rehearsal(ready: Ready, say: Say) -> Result:
             say(f"rehearsal: {what} in {time.perf_counter() - started:.0f} s")
         say(f"rehearsal: {stages(ready, result.metrics)}")
         started = time.perf_counter()
+        from pathryoshka.results import export_run  # evaluation and plots: not needed to train
+
         with tempfile.TemporaryDirectory() as folder:
             export_run(small, Path(folder) / "export")
         say(f"rehearsal: exported and checked in {time.perf_counter() - started:.0f} s; the run may start")

@@ -39,19 +39,15 @@ class ResultError(RuntimeError):
     """Something a run has not made yet; the sentence says which command makes it."""
 
 
-def run_uri(run: config.Run) -> str:
-    return storage.join(run.storage.root, run.name)
-
-
 def final_weights(run: config.Run, scratch: Path) -> dict[str, torch.Tensor]:
     """fp32 weights of student and heads from the run's last checkpoint; the moving average where one was kept."""
     from safetensors.torch import load_file
 
-    ref = checkpoint.choose(run_uri(run), run.storage)
+    ref = checkpoint.choose(checkpoint.uri_of(run), run.storage)
     if ref is None:
-        raise ResultError(f"run {run_uri(run)} has no whole checkpoint yet; run `pathryoshka distill` first")
-    at = checkpoint.fetch(run_uri(run), ref, scratch / ref.name, run.storage)
-    state = checkpoint.read_state(run_uri(run), ref, run.storage)
+        raise ResultError(f"run {checkpoint.uri_of(run)} has no whole checkpoint yet; run `pathryoshka distill` first")
+    at = checkpoint.fetch(checkpoint.uri_of(run), ref, scratch / ref.name, run.storage)
+    state = checkpoint.read_state(checkpoint.uri_of(run), ref, run.storage)
     weights = engine.full_weights(at, state["zero_stage"])
     if (at / "ema.safetensors").exists():
         weights |= load_file(at / "ema.safetensors")
@@ -73,7 +69,7 @@ def trained_module(run: config.Run) -> Distiller:
 
 
 def teacher_facts(run: config.Run) -> dict[str, dict[str, Any]]:
-    uri = storage.join(run_uri(run), "teachers.json")
+    uri = storage.join(checkpoint.uri_of(run), "teachers.json")
     if not storage.exists(uri, run.storage):
         raise ResultError(f"{uri} does not exist; run `pathryoshka distill` with the same name and storage first")
     return storage.read_json(uri, run.storage)
@@ -82,7 +78,7 @@ def teacher_facts(run: config.Run) -> dict[str, dict[str, Any]]:
 def standardisers_of(run: config.Run) -> dict[tuple[str, str], Standardiser]:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "standardisers.safetensors"
-        path.write_bytes(storage.read_bytes(storage.join(run_uri(run), path.name), run.storage))
+        path.write_bytes(storage.read_bytes(storage.join(checkpoint.uri_of(run), path.name), run.storage))
         return standardize.load(path)
 
 
@@ -124,7 +120,7 @@ def random_start(run: config.Run) -> config.Student:
 
 def seen_by(run: config.Run) -> Seen:
     """What distillation saw; read once from its tiles and kept beside the run."""
-    uri = storage.join(run_uri(run), "seen.parquet")
+    uri = storage.join(checkpoint.uri_of(run), "seen.parquet")
     if storage.exists(uri, run.storage):
         return seen_from_bytes(storage.read_bytes(uri, run.storage), uri)
     first, *rest = run.data.tiles
@@ -152,22 +148,22 @@ def evaluate_run(run: config.Run, *, say: Say = print) -> Scores:
     )
     ends = (run.student.widths[0], run.student.widths[-1])
     panels = [nearest(name, embedded, "student", ends) for name, embedded in result.embedded.items()]
-    uri = run_uri(run)
+    uri = checkpoint.uri_of(run)
     storage.write_json(storage.join(uri, "scores.json"), result.scores.model_dump(mode="json"), run.storage)
     storage.write_json(storage.join(uri, "neighbours.json"), [p.model_dump(mode="json") for p in panels], run.storage)
     return result.scores
 
 
 def scores_of(run: config.Run) -> Scores:
-    uri = storage.join(run_uri(run), "scores.json")
+    uri = storage.join(checkpoint.uri_of(run), "scores.json")
     if not storage.exists(uri, run.storage):
-        raise ResultError(f"run {run_uri(run)} was not evaluated yet; run `pathryoshka evaluate` first")
+        raise ResultError(f"run {checkpoint.uri_of(run)} was not evaluated yet; run `pathryoshka evaluate` first")
     return Scores.model_validate(storage.read_json(uri, run.storage))
 
 
 def report_run(run: config.Run, to: str | Path | None = None) -> str:
     """Writes the HTML report of an evaluated run, by default as `<run>/report.html`; returns where."""
-    uri = run_uri(run)
+    uri = checkpoint.uri_of(run)
     scores = scores_of(run)
     panels = [Panel.model_validate(p) for p in storage.read_json(storage.join(uri, "neighbours.json"), run.storage)]
     metrics = read_metrics(uri, run.storage)
@@ -196,8 +192,8 @@ def export_run(run: config.Run, to: str | Path | None = None) -> str:
     Raises:
         ExportError, VerifyError: what was written is not the student.
     """
-    where = str(to or run.export.to or storage.join(run_uri(run), "export"))
-    module, uri = trained_module(run), storage.join(run_uri(run), "scores.json")
+    where = str(to or run.export.to or storage.join(checkpoint.uri_of(run), "export"))
+    module, uri = trained_module(run), storage.join(checkpoint.uri_of(run), "scores.json")
     scores = scores_of(run) if storage.exists(uri, run.storage) else None
     golden = np.stack([phantom_tile(LABELS[i % len(LABELS)], i, 0, i, 0, run.views.size) for i in range(NUM_GOLDEN)])
     fitted, facts, seen = standardisers_of(run), teacher_facts(run), seen_by(run)

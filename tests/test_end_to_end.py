@@ -60,7 +60,7 @@ def run(session: None, s3: S3Server, tiles: str) -> config.Run:
 
 
 def test_it_learned_and_said_so(run: config.Run) -> None:
-    lines = read_metrics(results.run_uri(run), run.storage)
+    lines = read_metrics(checkpoint.uri_of(run), run.storage)
     assert [line["step"] for line in lines] == [5, 10, 13]
     assert lines[-1]["views"] == 600
     assert lines[-1]["unexplained/mock0"] < lines[0]["unexplained/mock0"]
@@ -112,13 +112,13 @@ def test_views_that_cannot_be_made_count_as_failed_but_delivered(s3: S3Server, s
     distill(lenient, say=lambda _: None)
     ledger = current_ledger_of(lenient)
     assert ledger.count == 96 and ledger.failed >= 1
-    failures = storage.join(results.run_uri(lenient), "failures")
+    failures = storage.join(checkpoint.uri_of(lenient), "failures")
     reasons = [r for f in storage.list_files(failures, cfg) for r in storage.read_json(storage.join(failures, f), cfg)]
     assert len(reasons) == ledger.failed and all(r["tile_id"] and r["reason"] for r in reasons)
 
 
 def current_ledger_of(run: config.Run) -> Any:
-    uri = results.run_uri(run)
+    uri = checkpoint.uri_of(run)
     ref = checkpoint.choose(uri, run.storage)
     assert ref is not None
     from pathryoshka.tiles.ledger import Ledger

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pathryoshka import config, storage
+from pathryoshka.tiles.ledger import Ledger
 
 NAME = re.compile(r"(\d{8})-(\d{6})")
 
@@ -47,6 +48,11 @@ class Ref:
         if not match:
             raise CheckpointError(f"{name!r} is not the name of a checkpoint")
         return cls(int(match[1]), int(match[2]))
+
+
+def uri_of(run: config.Run) -> str:
+    """Where a run keeps everything: its name under `storage.root`."""
+    return storage.join(run.storage.root, run.name)
 
 
 def folder(run_uri: str, ref: Ref | None = None) -> str:
@@ -105,6 +111,12 @@ def record_attempt(run_uri: str, token: int, cfg: config.Storage) -> Ref | None:
 
 def read_state(run_uri: str, ref: Ref, cfg: config.Storage) -> dict[str, Any]:
     return storage.read_json(storage.join(folder(run_uri, ref), "state.json"), cfg)
+
+
+def current_ledger(run_uri: str, cfg: config.Storage) -> tuple[Ref | None, Ledger]:
+    """Where a run stands: the checkpoint to continue from, if any, and what was trained on by then."""
+    ref = choose(run_uri, cfg)
+    return ref, Ledger.from_json(read_state(run_uri, ref, cfg)["ledger"]) if ref else Ledger()
 
 
 def fetch(run_uri: str, ref: Ref, to: Path, cfg: config.Storage) -> Path:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint, engine
-from pathryoshka.distill.checkpoint import Ref, Uploader
+from pathryoshka.distill.checkpoint import Ref, Uploader, current_ledger
 from pathryoshka.distill.model import Distiller, Ema, build_module
 from pathryoshka.distill.step import reduce_metrics, train_step
 from pathryoshka.distill.stream import Stream, micro_batch_of
@@ -56,14 +56,6 @@ class Job:
     max_steps: int | None = None
 
 
-def current_ledger(job: Job) -> tuple[Ref | None, Ledger]:
-    """Where the run stands; the data set factory and the workers both ask here."""
-    ref = checkpoint.choose(job.run_uri, job.run.storage)
-    if ref is None:
-        return None, Ledger()
-    return ref, Ledger.from_json(checkpoint.read_state(job.run_uri, ref, job.run.storage)["ledger"])
-
-
 def train_worker(job: Job) -> None:
     """Runs in each Ray Train worker until the plan is done; raises TrainingError when it must stop."""
     run, device = job.run, ray.train.torch.get_device()
@@ -71,7 +63,7 @@ def train_worker(job: Job) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(run.train.seed)  # the same weights on every rank; nothing in the loop draws from it
     scratch = Path(tempfile.mkdtemp(prefix="pathryoshka-"))
-    ref, ledger = current_ledger(job)
+    ref, ledger = current_ledger(job.run_uri, run.storage)
     module = build_module(run, job.stream.dims).to(device)
     if run.train.activation_checkpointing:
         module.student.timm_model.set_grad_checkpointing(True)  # type: ignore[operator]

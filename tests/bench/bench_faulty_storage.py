@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from pathryoshka import config
-from pathryoshka.distill.train import current_ledger
+from pathryoshka.distill.checkpoint import current_ledger
 from pathryoshka.driver import fit, prepared
 from pathryoshka.metrics import read_metrics
 from pathryoshka.s3server import S3Server
@@ -27,7 +27,7 @@ def rate(tree: dict[str, object], name: str) -> float:
     with prepared(run, (), print) as ready:
         fit(ready, print)
         lines = read_metrics(ready.job.run_uri, run.storage)
-        _, ledger = current_ledger(ready.job)
+        _, ledger = current_ledger(ready.job.run_uri, run.storage)
     assert ledger.ranges == ((0, NUM_VIEWS),), ledger
     return (lines[-1]["views"] - lines[0]["views"]) / (lines[-1]["time"] - lines[0]["time"])
 
