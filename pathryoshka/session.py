@@ -37,10 +37,16 @@ def ray_session(logical_cpus: int, *, say: Callable[[str], None] = print) -> Ite
         for name in ("ray", "ray.data", "ray.train"):  # the run says what matters in lines of its own
             logging.getLogger(name).setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": debug, "logging_level": "info" if debug else "error"}
-    env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"}
+    env = {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a worker waits as long at a log line: reports are taken then
+    }
     os.environ.update(env)  # inherited by a local session's processes; a cluster gets them as its runtime environment
     # Ray would start a process a logical CPU ahead of need: seconds of every core, for workers that then wait.
     os.environ.update({"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"})
+    # Ray warns of more processes than cores, which logical CPUs are all about; it measures by this number.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, logical_cpus)))
     if os.environ.get("RAY_ADDRESS"):
         ray.init(runtime_env={"env_vars": env}, **quiet)
     else:
