@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -36,6 +37,7 @@ def ray_session(logical_cpus: int, *, say: Callable[[str], None] = print) -> Ite
     if not debug:
         for name in ("ray", "ray.data", "ray.train"):  # the run says what matters in lines of its own
             logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", "The maximum number of concurrent tasks", module="ray.data")
     quiet: dict[str, Any] = {"log_to_driver": debug, "logging_level": "info" if debug else "error"}
     env = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
