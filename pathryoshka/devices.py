@@ -29,7 +29,6 @@ def refuse_too_few_devices(run: config.Run) -> None:
         DeviceError: too few for the pools and workers, in words.
     """
     have = ray.cluster_resources()
-    gpus_exist = have.get("GPU", 0) > 0
     if os.environ.get("RAY_ADDRESS"):
         # private, but the only door to it: Ray Train asks here, too
         most = ray._private.state.state.get_max_resources_from_cluster_config()
@@ -37,12 +36,11 @@ def refuse_too_few_devices(run: config.Run) -> None:
             return
         have = {key: max(most.get(key, 0), have.get(key, 0)) for key in {*most, *have}}
         place, advice = "the cluster can grow to", "raise its maximum"
-        gpus_exist = have.get("GPU", 0) > 0
     else:
         place, advice = "this machine has", "point RAY_ADDRESS at a larger cluster"
     need: dict[str, float] = {}
     for teacher in run.teachers.models.values():
-        for key, value in flat_resources(placement(teacher, gpus_exist)).items():
+        for key, value in flat_resources(placement(teacher, have.get("GPU", 0) > 0)).items():
             need[key] = need.get(key, 0) + value * teacher.replicas
     need["GPU"] = need.get("GPU", 0) + (min(run.worker_counts) if run.train.device == "cuda" else 0)
     for key, value in need.items():

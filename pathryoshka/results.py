@@ -43,11 +43,12 @@ def final_weights(run: config.Run, scratch: Path) -> dict[str, torch.Tensor]:
     """fp32 weights of student and heads from the run's last checkpoint; the moving average where one was kept."""
     from safetensors.torch import load_file
 
-    ref = checkpoint.choose(checkpoint.uri_of(run), run.storage)
+    uri = checkpoint.uri_of(run)
+    ref = checkpoint.choose(uri, run.storage)
     if ref is None:
-        raise ResultError(f"run {checkpoint.uri_of(run)} has no whole checkpoint yet; run `pathryoshka distill` first")
-    at = checkpoint.fetch(checkpoint.uri_of(run), ref, scratch / ref.name, run.storage)
-    state = checkpoint.read_state(checkpoint.uri_of(run), ref, run.storage)
+        raise ResultError(f"run {uri} has no whole checkpoint yet; run `pathryoshka distill` first")
+    at = checkpoint.fetch(uri, ref, scratch / ref.name, run.storage)
+    state = checkpoint.read_state(uri, ref, run.storage)
     weights = engine.full_weights(at, state["zero_stage"])
     if (at / "ema.safetensors").exists():
         weights |= load_file(at / "ema.safetensors")

@@ -110,20 +110,11 @@ def test_views_that_cannot_be_made_count_as_failed_but_delivered(s3: S3Server, s
     over: dict[str, Any] = {"plan": {"num_views": 96, "window": 1}}
     lenient = run_of(s3, uri, "lenient", **over, data={"tiles": [uri], "max_failed_share": 0.5})
     distill(lenient, say=lambda _: None)
-    ledger = current_ledger_of(lenient)
+    _, ledger = checkpoint.current_ledger(checkpoint.uri_of(lenient), cfg)
     assert ledger.count == 96 and ledger.failed >= 1
     failures = storage.join(checkpoint.uri_of(lenient), "failures")
     reasons = [r for f in storage.list_files(failures, cfg) for r in storage.read_json(storage.join(failures, f), cfg)]
     assert len(reasons) == ledger.failed and all(r["tile_id"] and r["reason"] for r in reasons)
-
-
-def current_ledger_of(run: config.Run) -> Any:
-    uri = checkpoint.uri_of(run)
-    ref = checkpoint.choose(uri, run.storage)
-    assert ref is not None
-    from pathryoshka.tiles.ledger import Ledger
-
-    return Ledger.from_json(checkpoint.read_state(uri, ref, run.storage)["ledger"])
 
 
 def test_a_teacher_that_never_starts_fails_the_run_with_its_own_error(
