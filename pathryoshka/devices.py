@@ -30,6 +30,7 @@ def refuse_too_few_devices(run: config.Run) -> None:
     """
     have = ray.cluster_resources()
     if os.environ.get("RAY_ADDRESS"):
+        refuse_uncountable_workers(run)
         # private, but the only door to it: Ray Train asks here, too
         most = ray._private.state.state.get_max_resources_from_cluster_config()
         if most is None:
@@ -49,3 +50,19 @@ def refuse_too_few_devices(run: config.Run) -> None:
                 f"the pools need {value:g} {key} and {place} {have.get(key, 0):g}; lower "
                 f"teachers.models.<name>.replicas or num_gpus, set device=cpu, or {advice}"
             )
+
+
+def refuse_uncountable_workers(run: config.Run) -> None:
+    """Ray Train sizes an elastic group by all that a node has, also by what the teachers hold of it: without a resource
+    of their own it starts workers that nobody can place, and waits for them for ever.
+
+    Raises:
+        DeviceError: the number of workers is a range, and they ask for nothing but CPUs and GPUs.
+    """
+    least, most = run.worker_counts[0], run.worker_counts[-1]
+    if most > least and not {*run.train.resources_per_worker} - {"CPU", "GPU"}:
+        raise DeviceError(
+            f"train.num_workers=[{least}, {most}] on a cluster needs a custom resource that nodes announce for each "
+            "worker they may hold (ray start --resources='{\"student\": 1}'): set "
+            "train.resources_per_worker={student: 1, CPU: 1}, with GPU: 1 where it trains on one"
+        )

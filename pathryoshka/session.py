@@ -49,6 +49,8 @@ def ray_session(logical_cpus: int, *, say: Callable[[str], None] = print) -> Ite
     os.environ.update({"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"})
     # Ray warns of more processes than cores, which logical CPUs are all about; it measures by this number.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, logical_cpus)))
+    # Ray gives memory back once a second: until then what the student has used lies there, at any rate.
+    os.environ.setdefault("RAY_free_objects_period_milliseconds", "100")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(runtime_env={"env_vars": env}, **quiet)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,17 @@ import torch
 from pathryoshka import config, results, storage
 from pathryoshka.config import ConfigError
 from pathryoshka.distill import checkpoint
+from pathryoshka.distill.stream import bytes_in_flight, make_dataset
+from pathryoshka.driver import make_stream, plan_of, tiles_of
 from pathryoshka.export.verify import verify
 from pathryoshka.job import distill
 from pathryoshka.metrics import read_metrics
 from pathryoshka.s3server import S3Server
 from pathryoshka.session import ray_session
-from pathryoshka.teachers.pool import TeacherError
+from pathryoshka.teachers.pool import TeacherError, TeacherPool
+from pathryoshka.tiles.ledger import Ledger
 from pathryoshka.tiles.phantom import write_phantom
+from tests.bench.sampling import store_bytes
 from tests.runs import settings, short_tmp
 
 pytestmark = pytest.mark.timeout(600)
@@ -142,3 +147,23 @@ def test_deterministic_runs_end_in_the_same_bits(
     assert weights[0].keys() == weights[1].keys()
     for key, value in weights[0].items():
         assert torch.equal(value, weights[1][key]), key
+
+
+def test_what_is_in_flight_stays_under_the_printed_bound(session: None, s3: S3Server, tiles: str) -> None:
+    """A student slower than everything before it: 100 MB of views, of which only as much as was announced waits."""
+    over = {"plan": {"num_views": 2048, "window": 1}, "views": {"size": 128}, "data": {"read_tasks": 2}}
+    run = run_of(s3, tiles, "flight", train={"num_workers": 1, "global_batch": 32, "micro_batch": 32}, **over)
+    names = run.teachers.models
+    stream = make_stream(run, tiles_of(run), plan_of(run, tiles_of(run)), (4, 4), dict.fromkeys(names, (64, 48)))
+    before, peak, seen = store_bytes(), 0, 0
+    with TeacherPool(run.name, run.teachers, (4, 4), run.views.size, run.storage) as pool:
+        pool.wait_ready()
+        rows = make_dataset(stream, Ledger()).iter_batches(batch_size=1, prefetch_batches=run.data.prefetch_batches)
+        for row in rows:
+            time.sleep(0.1)
+            seen += int((row["weight"] > 0).sum())
+            peak = max(peak, store_bytes() - before)
+    bound = sum(bytes_in_flight(stream, 1, run.data.prefetch_batches).values())
+    assert seen == 2048
+    print(f"{peak / 2**20:.1f} MiB of {bound / 2**20:.1f}")
+    assert bound / 3 < peak <= bound < 2048 * 128 * 128 * 3 / 2

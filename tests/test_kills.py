@@ -121,8 +121,9 @@ def test_the_driver_and_then_another_number_of_workers(
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head too small for the whole run and a second node; both with a temporary folder of their own."""
+    """A head too small for the whole run with two workers, to which nodes can be added."""
     head = {"num_cpus": 4, "include_dashboard": False, "temp_dir": str(short_tmp() / "cluster")}
+    head["resources"] = {"student": 1}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
     cluster.shutdown()
@@ -151,10 +152,11 @@ def test_a_node_that_joins_gives_the_run_another_worker(
 ) -> None:
     """Nothing dies, but Ray Train restarts the workers: elastic `num_workers` keeps every seq, too."""
     slower = {"models": {f"mock{n}": {"mock_seconds": 0.1} for n in range(2)}}  # Ray looks for new nodes once a minute
-    tree = config.overlay(tree, {"train": {"num_workers": [1, 2]}, "teachers": slower})
+    elastic = {"num_workers": [1, 2], "resources_per_worker": {"student": 1, "CPU": 0.5}}
+    tree = config.overlay(tree, {"train": elastic, "teachers": slower, "storage": {"lease_ttl_s": 30}})
     driver = Driver(tree, tmp_path, env={"RAY_ADDRESS": cluster.address}).start()
     driver.wait_for("step 5/", timeout=420)
-    cluster.add_node(num_cpus=4)
+    cluster.add_node(num_cpus=4, resources={"student": 1})
     assert driver.wait(600) == 0, driver.text()[-3000:]
     check(tree, unbroken)
     uri, cfg = storage.join(tree["storage"]["root"], "debug"), config.Storage(**tree["storage"])

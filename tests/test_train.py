@@ -85,6 +85,18 @@ def test_too_few_devices_are_said_at_once(monkeypatch: pytest.MonkeyPatch) -> No
         refuse_too_few_devices(run)
 
 
+def test_elastic_workers_ask_for_a_resource_that_teachers_do_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices.ray, "cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr(devices.ray._private.state.state, "get_max_resources_from_cluster_config", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    elastic = run_of(train={"num_workers": [1, 2]})
+    refuse_too_few_devices(elastic)  # a session of its own has room for all workers
+    monkeypatch.setenv("RAY_ADDRESS", "a cluster")
+    with pytest.raises(DeviceError, match=r"num_workers=\[1, 2\] .*resources_per_worker=\{student: 1, CPU: 1\}"):
+        refuse_too_few_devices(elastic)
+    refuse_too_few_devices(run_of(train={"num_workers": [1, 2], "resources_per_worker": {"student": 1}}))
+
+
 def test_ema_and_zero_3_do_not_go_together() -> None:
     with pytest.raises(ConfigError, match="zero_stage to 0, 1 or 2"):
         run_of(student={"ema": 0.9}, train={"zero_stage": 3})

@@ -128,17 +128,20 @@ def bytes_per_row(stream: Stream) -> tuple[int, int]:
 
 
 def bytes_in_flight(stream: Stream, num_workers: int = 1, prefetch: int = 1) -> dict[str, int]:
-    """Bytes, by place, that may be on their way at a moment; Ray frees what was used within a second of its use.
+    """Bytes, by place, that may be on their way at a moment; a session of ours frees within a tenth of a second what
+    was used, a cluster in its own time (`RAY_free_objects_period_milliseconds`, a second unless set).
 
     `stages` is what Ray Data is told to keep to: each reader's finished micro-batch, the one being made and two in
-    Ray's generator, and what FanOut takes and gives. Outside of its sight are the `copies` of the views that FanOut
-    shares with the teachers, and what `workers` prefetch.
+    Ray's generator, and what FanOut takes and gives. Outside of its sight are, of each micro-batch at FanOut, the
+    `copies`: its views, shared with the teachers, and their answers; and at the `workers` what they prefetch, the one
+    being fetched, the one ahead at the coordinator that deals them out, one unpacked, and those of the step.
     """
     before, after = bytes_per_row(stream)
+    in_step = -(-stream.global_batch // (stream.source.micro_batch * num_workers))
     return {
         "stages": max(before * 4 * stream.read_tasks + after * stream.max_in_flight, LEAST_LIMIT),
-        "copies": before * stream.max_in_flight,
-        "workers": after * (prefetch + 2) * num_workers,
+        "copies": after * stream.max_in_flight,
+        "workers": after * (prefetch + 3 + in_step) * num_workers,
     }
 
 

@@ -92,6 +92,7 @@ def train_worker(job: Job) -> None:
             pending += [{name: np.array(m[name]) for name in ("seq", "weight", "digest")} for m in micro]
             presented = min(presented + run.train.global_batch, run.plan.num_views)
             meter.add(metrics, micro)
+            del micro  # it lies in the object store until the last reference is gone
             done = step + 1
             saves = done % run.train.checkpoint_every == 0 or done == stop
             if done % run.train.log_every == 0 or saves:

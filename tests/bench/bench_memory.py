@@ -20,13 +20,15 @@ from tests.bench.sampling import Sampler, slope
 GOAL = 1.1
 FLAT_MIB = 2.0
 """Growth of a role an epoch that counts as none: 2 MiB of processes of 300-1000."""
-TILES, EPOCHS, SETTLED = 960, 10, 3
+OURS = {"python", "RayTrainWorker", "Replica", "FanOut", "MapBatches", "SplitCoordinator", "TrainController"}
+"""Roles that must stay flat: the driver and what it started. Ray's own services are printed beside them."""
+TILES, EPOCHS, SETTLED = 1920, 10, 3
 
 
-def used(ready: Ready) -> dict[str, object]:
+def used(ready: Ready, server: S3Server) -> dict[str, object]:
     """Memory over a run of TILES x EPOCHS views: its peak, growth by role, the object store's peak."""
     run = ready.job.run
-    with Sampler() as sampler:
+    with Sampler([server.pid]) as sampler:
         fit(ready, print)
     lines = read_metrics(ready.job.run_uri, run.storage)
     begin, end = lines[0]["time"], lines[-1]["time"]
@@ -39,7 +41,7 @@ def used(ready: Ready) -> dict[str, object]:
         for role in sampler.memory[rows[-1]]
         if all(role in sampler.memory[rows[k]] for k in late)
     }
-    bound = sum(bytes_in_flight(ready.job.stream, run.train.num_workers, run.data.prefetch_batches).values())
+    bound = sum(bytes_in_flight(ready.job.stream, max(run.worker_counts), run.data.prefetch_batches).values())
     return {
         "peak_mib": max(sum(sampler.memory[i].values()) + sampler.store[i] / 2**20 for i in rows),
         "grows_mib_an_epoch": {role: round(value, 2) for role, value in sorted(grows.items())},
@@ -74,10 +76,10 @@ def main() -> None:
                 run.data.tiles[0], run.storage, num_tiles=TILES * times, num_patients=10, num_sites=2, size=128
             )
             with prepared(run, (), print) as ready:
-                found[times] = used(ready)
+                found[times] = used(ready, server)
             print(f"{TILES * times} tiles: {found[times]}", flush=True)
     one, ten = found[1], found[10]
-    worst = max((value, role) for role, value in one["grows_mib_an_epoch"].items())  # type: ignore[attr-defined]
+    worst = max((value, role) for role, value in one["grows_mib_an_epoch"].items() if role in OURS)  # type: ignore[attr-defined]
     over = max(facts["store_mib"] / facts["bound_mib"] for facts in found.values())  # type: ignore[operator]
     print(f"fastest growth: {worst[1]} by {worst[0]:.2f} MiB an epoch (goal <= {FLAT_MIB})")
     print(f"object store: {over:.2f} of the printed bound at its peak (goal <= 1)")
