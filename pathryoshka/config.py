@@ -130,7 +130,9 @@ class Train(Section):
     seed: int = 0
     device: Device = "auto"
     num_workers: int | tuple[int, int] = Field(1, description="train workers, or (min, max) where Ray may resize")
-    resources_per_worker: dict[str, float] = Field(default_factory=dict)
+    resources_per_worker: dict[str, float] = Field(
+        default_factory=dict, description="what a worker asks Ray for; a (min, max) on a cluster needs a custom one"
+    )
     global_batch: int = Field(1024, ge=1, description="views an optimizer step, whatever the number of workers")
     micro_batch: int = Field(128, ge=1, description="views a forward pass of the student; also the rows of a Ray block")
     precision: Literal["fp32", "bf16"] = "fp32"
