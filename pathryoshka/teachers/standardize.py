@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from torch import Tensor
 from pathryoshka import config
 from pathryoshka.teachers.hadamard import hadamard
 
-VERSION = 1
-ARRAYS = ("mean", "forward", "inverse", "scale", "eigenvalues")
+VERSION = 2
+ARRAYS = ("mean", "forward", "scale", "eigenvalues")
 DEAD = 1e-8
 """Share of the largest variance below which a direction counts as constant: fp16 features have noise of that size."""
 
@@ -94,7 +95,7 @@ class Standardiser:
 
     Attributes:
         mean: [D].
-        forward, inverse: [D, D] with all scaling inside, or None.
+        forward: [D, D] with all scaling inside, its rows orthogonal, or None.
         scale: [D] or [1]; PHI-S: phi.
         eigenvalues: [D], descending, of the covariance of *standardised* features.
         n: samples it was fitted on.
@@ -105,13 +106,21 @@ class Standardiser:
     kind: config.Standardiser
     mean: np.ndarray
     forward: np.ndarray | None
-    inverse: np.ndarray | None
     scale: np.ndarray
     eigenvalues: np.ndarray
     n: int
     dispersion: float
     fingerprint: str = ""
     buffers: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def inverse(self) -> np.ndarray | None:
+        """[D, D], or None. Of orthogonal rows it is the transpose, each divided by its squared length; a direction
+        without variance, whose row is 0, comes back as the mean."""
+        if self.forward is None:
+            return None
+        squares = np.square(self.forward).sum(1, keepdims=True)
+        return np.divide(self.forward, squares, out=np.zeros_like(self.forward), where=squares > 0).T
 
     def apply(self, y: Tensor) -> Tensor:
         """Raw [..., D] of any float type -> standardised fp32, on the same device, also inside autocast."""
@@ -141,7 +150,9 @@ class Standardiser:
         return self.buffers[device]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "buffers": {}}  # tensors on a device do not travel
+        state = {**self.__dict__, "buffers": {}}  # tensors on a device do not travel
+        state.pop("inverse", None)
+        return state
 
 
 def fit(
@@ -165,7 +176,7 @@ def fit(
     if kind != "none" and total <= 0:
         raise StandardiseError("all features of the sample are alike; look at the teacher and at the views")
     mean, scale = moments.mean, np.ones(1)
-    forward = inverse = None
+    forward = None
     if kind == "none":
         mean = np.zeros(dim)
     elif kind == "global":
@@ -179,16 +190,14 @@ def fit(
         eigenvalues, vectors = eigenbasis(covariance)
         scale = np.sqrt([total / dim])
         if kind == "phi_s":
-            rotation = hadamard_for(dim) @ vectors.T
-            forward, inverse = rotation / scale, rotation.T * scale
+            forward = hadamard_for(dim) @ vectors.T / scale
             eigenvalues = eigenvalues / scale**2
         else:
             alive = eigenvalues > DEAD * eigenvalues[0]
             deviation = np.sqrt(np.where(alive, eigenvalues, 0))
             forward = vectors.T * np.divide(1, deviation, out=np.zeros(dim), where=alive)[:, None]
-            inverse = vectors * deviation
             eigenvalues = alive.astype(np.float64)
-    fitted = Standardiser(kind, mean, forward, inverse, scale, eigenvalues, moments.n, float("nan"), fingerprint)
+    fitted = Standardiser(kind, mean, forward, scale, eigenvalues, moments.n, float("nan"), fingerprint)
     return fitted if sample_ND is None else replace(fitted, dispersion=dispersion_of(fitted, sample_ND))
 
 
