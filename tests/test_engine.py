@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,32 +52,55 @@ for step in range(begin, end):
 if save != "-":
     engine.save(core, Path(save))
     (Path(save) / "world.json").write_text(str(world))
-if rank == 0:
-    print("LOSSES", json.dumps(losses))
+print("SAID", json.dumps(losses))
 """
 
 
-def losses(stage: int, world: int, steps: range, load: str = "-", save: str = "-") -> list[float]:
-    """The loss curve of a run in processes of their own; stage -1 is plain PyTorch. No compiler is on PATH."""
+STATISTICS = """
+import json, os, torch, torch.distributed as dist
+from pathryoshka.distill.engine import share_statistics
+dist.init_process_group("gloo")
+norm = torch.nn.BatchNorm1d(2, momentum=1.0)
+norm(torch.tensor([[0.0, 1.0], [4.0, 3.0]]) * (1 + 2 * dist.get_rank()))
+share_statistics(norm)
+print("SAID", json.dumps([norm.running_mean.tolist(), norm.running_var.tolist()]))
+"""
+
+
+def ranks(world: int, program: str, *words: str) -> list[Any]:
+    """What each rank of a program in processes of its own said last after the word SAID. No compiler is on PATH."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     env = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     env |= {"OMP_NUM_THREADS": "1", "PATH": "/nowhere", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, "-c", WORKER, str(stage), str(steps.start), str(steps.stop), load, save]
-    ranks = [
-        subprocess.Popen(command, env={**env, "RANK": str(r), "LOCAL_RANK": str(r)}, stdout=subprocess.PIPE, text=True)
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, *words],
+            env={**env, "RANK": str(r), "LOCAL_RANK": str(r)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for r in range(world)
     ]
-    out = [process.communicate(timeout=280)[0] for process in ranks]
-    assert all(process.returncode == 0 for process in ranks), out
-    line = next(line for line in out[0].splitlines() if line.startswith("LOSSES"))
-    return json.loads(line.removeprefix("LOSSES"))
+    out = [process.communicate(timeout=280)[0] for process in started]
+    assert all(process.returncode == 0 for process in started), out
+    return [json.loads(text.rpartition("SAID")[2]) for text in out]
+
+
+def losses(stage: int, world: int, steps: range, load: str = "-", save: str = "-") -> list[float]:
+    """The loss curve of a run; stage -1 is plain PyTorch."""
+    return ranks(world, WORKER, str(stage), str(steps.start), str(steps.stop), load, save)[0]
 
 
 @pytest.fixture(scope="module")
 def plain() -> list[float]:
     return losses(-1, 1, range(8))
+
+
+def test_batch_norms_are_saved_with_the_statistics_of_all_ranks() -> None:
+    # means 2, 2 and three times that; variances (unbiased) 8, 2 and nine times that
+    assert ranks(2, STATISTICS) == [[[4.0, 4.0], [40.0, 10.0]]] * 2
 
 
 def test_plain_pytorch_learns(plain: list[float]) -> None:

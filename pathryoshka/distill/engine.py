@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from timm.utils import distribute_bn
 from torch import nn
 
 from pathryoshka import config
@@ -91,8 +93,16 @@ def set_lr(engine: Any, lr: float) -> None:
 
 def save(engine: Any, to: Path) -> None:
     """Writes this rank's share; every rank must call it."""
+    share_statistics(engine.module)
     with silent():
         engine.save_checkpoint(str(to), tag=TAG, save_latest=False)
+
+
+def share_statistics(module: nn.Module) -> None:
+    """Running statistics of batch norms, averaged over ranks in place: each saw only its own views, and rank 0's would
+    be saved for all."""
+    if dist.is_initialized():
+        distribute_bn(module, dist.get_world_size(), reduce=True)
 
 
 def restore(engine: Any, at: Path, *, universal: bool) -> None:
