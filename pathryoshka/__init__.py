@@ -7,6 +7,7 @@ The house, in the order in which a tile walks through it::
     storage     the only room that knows URLs, with retry (what is tried again, errors in words), s3client,
                 lease (one driver a run) and s3server (a real S3 on loopback)
     session     Ray, here or on a cluster            watch       ends a run from outside its main thread
+    memory      what a process keeps and has held
     tiles/      slides and images -> shards; the plan of what is read; the view of a tile
     teachers/   frozen encoders: facts, features, standardisers, pools of Ray actors
     student/    the small encoder and its heads

@@ -26,9 +26,9 @@ from pathryoshka.distill.checkpoint import Ref, Uploader, current_ledger
 from pathryoshka.distill.model import Distiller, Ema, build_module
 from pathryoshka.distill.step import reduce_metrics, train_step
 from pathryoshka.distill.stream import Stream, micro_batch_of
+from pathryoshka.memory import keep_freed_memory, peak_memory_mib
 from pathryoshka.metrics import RunLog
 from pathryoshka.session import speaker
-from pathryoshka.teachers.pool import peak_memory_mib
 from pathryoshka.teachers.standardize import load as load_standardisers
 from pathryoshka.tiles.ledger import Ledger
 from pathryoshka.tiles.views import student_view
@@ -59,6 +59,8 @@ class Job:
 def train_worker(job: Job) -> None:
     """Runs in each Ray Train worker until the plan is done; raises TrainingError when it must stop."""
     run, device = job.run, ray.train.torch.get_device()
+    if device.type == "cpu":
+        keep_freed_memory()
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(run.train.seed)  # the same weights on every rank; nothing in the loop draws from it

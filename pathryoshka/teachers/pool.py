@@ -8,8 +8,6 @@ lost with it is repeated by the caller on any live replica (`distill/fanout.py`)
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import threading
 import time
@@ -23,11 +21,11 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from pathryoshka import config
+from pathryoshka.memory import keep_freed_memory, peak_memory_mib
 from pathryoshka.session import beside_the_driver, end_actors
 
 MAX_FAILED_STARTS = 3
 TICK_S = 1.0
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 class TeacherError(RuntimeError):
@@ -131,26 +129,6 @@ def device_of(teacher: config.Teacher) -> str:
     import torch
 
     return "cuda" if teacher.device == "cuda" or torch.cuda.is_available() else "cpu"
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc keep what a layer frees for the next one. Otherwise large activations go back to the kernel and are
-    faulted in again, layer by layer: 130 instead of 180 views/s (EfficientNet-Lite1, 128 px, batches of 32, one core).
-    Only for frozen models, whose batches are all alike: under training it fragments."""
-    with contextlib.suppress(OSError, AttributeError):  # another libc has no mallopt, or no such fault
-        libc = ctypes.CDLL(None)
-        for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            libc.mallopt(threshold, 1 << 30)
-
-
-def peak_memory_mib(device: str) -> float:
-    import resource
-
-    import torch
-
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def placement(teacher: config.Teacher, gpus_exist: bool) -> dict[str, Any]:
