@@ -14,6 +14,7 @@ import timm.layers
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from pathryoshka.teachers.zoo import EncoderError, Row
 
@@ -112,19 +113,23 @@ def timm_row(name: str, model_args: Mapping[str, Any] | None = None, facts: Mapp
     known = {**model.pretrained_cfg, **(facts or {})}
     size = int(known["input_size"][-1])
     try:
-        maps = model.forward_features(torch.zeros(1, 3, size, size, device="meta"))
+        with FlopCounterMode(display=False) as counter:
+            maps = model.forward_features(torch.zeros(1, 3, size, size, device="meta"))
         pooled = model.forward_head(maps, pre_logits=True)
     except (RuntimeError, AssertionError, TypeError, AttributeError, NotImplementedError) as error:
         message = (str(error).splitlines() or [type(error).__name__])[0]
         raise EncoderError(f"timm:{name} gives no features at {size} px ({message}); take another model") from None
     num_prefix_tokens = int(getattr(model, "num_prefix_tokens", 0)) if maps.ndim == 3 else 0
     tokens_BND, grid = tokens_of(model, maps, num_prefix_tokens)
+    is_vit = isinstance(model, timm.models.VisionTransformer)
     is_cls = num_prefix_tokens > 0 and getattr(model, "global_pool", None) in ("token", "")
     licence = str(known.get("license") or "unknown").lower()
     repository = known.get("hf_hub_id")
     return Row(
         name=f"timm:{name}",
         source=f"hf:{repository}" if repository else "none",
+        file="model.safetensors" if repository else "",
+        role="teacher",
         architecture=name,
         model_args=args,
         summary_dim=tokens_BND.shape[2] if is_cls else pooled.shape[-1],
@@ -132,6 +137,9 @@ def timm_row(name: str, model_args: Mapping[str, Any] | None = None, facts: Mapp
         input_size=size,
         stride=round(size / grid[0]),
         num_prefix_tokens=num_prefix_tokens,
+        depth=len(model.blocks) if is_vit else 0,
+        num_heads=model.blocks[0].attn.num_heads if is_vit else 0,
+        num_pos=model.pos_embed.shape[1] if is_vit and model.pos_embed is not None else 0,
         mean=tuple(known["mean"]),
         std=tuple(known["std"]),
         interpolation="bilinear" if known.get("interpolation") == "bilinear" else "bicubic",
@@ -142,6 +150,8 @@ def timm_row(name: str, model_args: Mapping[str, Any] | None = None, facts: Mapp
         derivatives=True if licence in OPEN_LICENCES else None,
         summary="cls" if is_cls else "pooled",
         num_params=sum(p.numel() for p in model.parameters()),
+        gflop=counter.get_total_flops() / 1e9,
+        precision="fp32",
         rename=None,
         facts_from=f"timm {timm.__version__}",
     )

