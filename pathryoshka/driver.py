@@ -236,9 +236,9 @@ def announce(job: Job, facts: dict[str, Facts], say: Say) -> None:
     for name, fact in facts.items():
         replicas = run.teachers.models[name].replicas
         say(
-            f"teacher {name}: {fact.num_params / 1e6:.1f} M parameters, summary {fact.summary_dim}, tokens "
-            f"{fact.token_dim}, {replicas} x {fact.device}, ready in {fact.start_s:.1f} s, {fact.memory_mib:.0f} MiB, "
-            f"licence {fact.licence}"
+            f"teacher {name}: {fact.fingerprint['row']}, {fact.num_params / 1e6:.1f} M parameters, summary "
+            f"{fact.summary_dim}, tokens {fact.token_dim}, {replicas} x {fact.device}, ready in {fact.start_s:.1f} s, "
+            f"{fact.memory_mib:.0f} MiB, licence {fact.licence}"
         )
 
 

@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from pathryoshka import config
 from pathryoshka.teachers import weights
+from pathryoshka.teachers.facts import EncoderError, Row
 from pathryoshka.teachers.fuse import quicken
-from pathryoshka.teachers.trunk import Grid, MockTrunk, Trunk, tokens_of
-from pathryoshka.teachers.zoo import EncoderError, Row, row_by_name
+from pathryoshka.teachers.trunk import Grid, MockTrunk, Trunk, feed, tokens_of
+from pathryoshka.teachers.zoo import row_by_name
 
 __all__ = ["Encoder", "EncoderError", "align_tokens", "load_encoder", "sample_tokens"]
 
@@ -174,8 +175,7 @@ def trunk_at(model: Any, row: Row, cfg: config.Teacher) -> tuple[nn.Module, Grid
     refuse_size(row, cfg)
     size = cfg.input_size or row.input_size
     try:
-        if size != row.input_size and hasattr(model, "set_input_size"):
-            model.set_input_size(img_size=(size, size))
+        feed(model, row, size)
         maps = model.forward_features(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
     except torch.OutOfMemoryError:
         raise
