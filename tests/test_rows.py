@@ -17,7 +17,7 @@ from pathryoshka.teachers import weights
 from pathryoshka.teachers.encoder import Encoder, EncoderError, load_encoder
 from pathryoshka.teachers.layouts import RENAMES
 from pathryoshka.teachers.rows import STUDENTS, TEACHERS
-from pathryoshka.teachers.trunk import Trunk, feed, network, tokens_of
+from pathryoshka.teachers.trunk import AttentionPooler, Trunk, feed, network, tokens_of
 from pathryoshka.teachers.zoo import ROWS, Row
 from tests import layouts
 
@@ -201,6 +201,59 @@ def test_training_checkpoints_of_gpfm_are_taken_as_well(tmp_path: Path) -> None:
     got = weights.load_model(row, tmp_path / "GPFM.pth").state_dict()
     assert got.keys() == model.state_dict().keys()
     assert all(torch.equal(got[k], v) for k, v in model.state_dict().items())
+
+
+def test_the_attention_pooler_is_one_query_over_all_tokens() -> None:
+    """In numpy: layer norms, eight heads, softmax of scaled products, no biases but those of the norms."""
+    torch.manual_seed(0)
+    pooler = AttentionPooler(24, 16)
+    for tensor in pooler.parameters():
+        torch.nn.init.normal_(tensor)
+    x_BND = torch.randn(2, 5, 24)
+    p = {k: v.numpy().astype(np.float64) for k, v in pooler.state_dict().items()}
+
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return x * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+    query = norm(p["query"], "ln_q") @ p["to_q.weight"].T
+    keys, values = np.split(norm(x_BND.numpy().astype(np.float64), "ln_k") @ p["to_kv.weight"].T, 2, -1)
+    heads = []
+    for part in (slice(2 * h, 2 * h + 2) for h in range(8)):
+        score = keys[..., part] @ query[0, part] / np.sqrt(2)
+        weight = np.exp(score) / np.exp(score).sum(1, keepdims=True)
+        heads.append((weight[..., None] * values[..., part]).sum(1))
+    wanted = norm(np.concatenate(heads, -1) @ p["to_out.weight"].T, "norm")
+    np.testing.assert_allclose(pooler(x_BND).detach().numpy(), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("conch_v1_5", 28.1 / 14), ("midnight_12k", 16 / 37)])
+def test_positions_are_resampled_as_the_authors_do(name: str, scale: float) -> None:
+    """Cubic convolution (Keys, a = -0.75) by hand along either axis; DINO's code takes the new side 0.1 too long."""
+    row = weights.with_depth(ROWS[name], 1)
+    model = network(row, "cpu")
+    old, new = model.patch_embed.grid_size[0], row.input_size // row.stride
+    line = np.random.default_rng(0).normal(size=old)
+    with torch.no_grad():
+        model.pos_embed[0, 1:, 0] = torch.from_numpy(np.repeat(line, old))
+        model.pos_embed[0, 1:, 1] = torch.from_numpy(np.tile(line, old))
+        model.pos_embed[0, 0] = 7
+    feed(model, row, row.input_size)
+
+    def kernel(d: float) -> float:
+        d = abs(d)
+        near, far = 1.25 * d**3 - 2.25 * d**2 + 1, -0.75 * (d**3 - 5 * d**2 + 8 * d - 4)
+        return near if d <= 1 else far if d < 2 else 0
+
+    places = (np.arange(new) + 0.5) / scale - 0.5
+    taps = [range(int(np.floor(x)) - 1, int(np.floor(x)) + 3) for x in places]
+    wanted = [
+        sum(kernel(x - t) * line[min(max(t, 0), old - 1)] for t in ts) for x, ts in zip(places, taps, strict=True)
+    ]
+    got = model.pos_embed[0].numpy()
+    assert got.shape[0] == 1 + new * new and (got[0] == 7).all()
+    np.testing.assert_allclose(got[1:, 0].reshape(new, new), np.repeat(wanted, new).reshape(new, new), atol=1e-5)
+    np.testing.assert_allclose(got[1:, 1].reshape(new, new), np.tile(wanted, (new, 1)), atol=1e-5)
 
 
 def test_a_github_release_says_what_to_unpack() -> None:
