@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pathryoshka import config
-from pathryoshka.teachers import weights
+from pathryoshka.teachers import hub, own, weights
 from pathryoshka.teachers.facts import EncoderError, Row
 from pathryoshka.teachers.fuse import quicken
 from pathryoshka.teachers.trunk import Grid, MockTrunk, Trunk, feed, tokens_of
@@ -140,29 +140,60 @@ def load_encoder(
         EncoderError: no such model, no or wrong weights, an input size the model cannot take, tokens on no grid, too
             little memory.
     """
-    row = row_by_name(cfg.model)
+    mine = own.load_own(cfg.model) if own.is_own(cfg.model) else None  # once: a row of it would load it again
+    row = mine[0] if mine else row_by_name(cfg.model)
     if min(grid) < 1:
         raise EncoderError(f"teacher {name} cannot answer on a grid of {grid[0]} x {grid[1]}; give the student's")
     if cfg.device == "mock" or row.architecture == "mock":
-        return Encoder(name, row, MockTrunk(row, grid, cfg.mock_seconds), cfg, grid, grid, torch.device("cpu"), "mock")
+        where = torch.device("cpu")
+        trunk = MockTrunk(row, grid, cfg.mock_seconds)
+        return Encoder(name, row, trunk, with_precision(cfg, row, where), grid, grid, where, "mock")
     where = torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise EncoderError(
             f"teacher {name} is to run on {device}, but torch sees no CUDA device; set its device to cpu"
         )
+    if mine:
+        return own_encoder(name, cfg, mine, grid, where)
     refuse_size(row, cfg)  # before weights are fetched; `trunk_at` asks again for the row that a folder describes
     with tempfile.TemporaryDirectory(prefix="pathryoshka-") as scratch:
         path = weights.locate(row, cfg.weights, storage or config.Storage(), Path(scratch))
         row = weights.described_by_folder(row, path)
+        sha256 = hub.checked_sha256(path)
         model = weights.load_model(row, path)
-        sha256 = weights.sha256(path)
+    return encoder_around(name, row, model, cfg, grid, where, sha256)
+
+
+def encoder_around(
+    name: str, row: Row, model: Any, cfg: config.Teacher, grid: Grid, where: torch.device, sha256: str
+) -> Encoder:
+    """The encoder of a row whose network is at hand; errors as `load_encoder`, of which it is the second half."""
+    cfg = with_precision(cfg, row, where)
     try:
         with torch.no_grad():
             trunk, own_grid = trunk_at(model.to(where), row, cfg)
             trunk = trunk.to(where)
     except torch.OutOfMemoryError:
-        raise EncoderError(f"teacher {name} does not fit on {device}; give it a device with more free memory") from None
+        raise EncoderError(f"teacher {name} does not fit on {where}; give it a device with more free memory") from None
     return Encoder(name, row, torch.compile(trunk) if cfg.compile else trunk, cfg, own_grid, grid, where, sha256)
+
+
+def own_encoder(
+    name: str, cfg: config.Teacher, mine: tuple[Row, nn.Module, Grid, str], grid: Grid, where: torch.device
+) -> Encoder:
+    row, module, own_grid, sha256 = mine
+    if cfg.weights is not None or cfg.input_size not in (None, row.input_size):
+        raise EncoderError(f"teacher {name} ({row.name}) sees to its weights and input_size itself; leave them out")
+    trunk, cfg = module.to(where), with_precision(cfg, row, where)
+    return Encoder(name, row, torch.compile(trunk) if cfg.compile else trunk, cfg, own_grid, grid, where, sha256)
+
+
+def with_precision(cfg: config.Teacher, row: Row, where: torch.device) -> config.Teacher:
+    """ "auto" settled: on a GPU what the row recommends, else fp32, which CPUs are quickest in. It is what was settled
+    that stands in the fingerprint."""
+    if cfg.precision != "auto":
+        return cfg
+    return cfg.model_copy(update={"precision": row.precision if where.type == "cuda" else "fp32"})
 
 
 def trunk_at(model: Any, row: Row, cfg: config.Teacher) -> tuple[nn.Module, Grid]:

@@ -7,7 +7,6 @@ the model is in the file, with its shape, or the file is refused in a sentence. 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import math
@@ -23,11 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pathryoshka import config, storage
+from pathryoshka.teachers import hub
 from pathryoshka.teachers.facts import EncoderError, Row
 from pathryoshka.teachers.layouts import RENAMES, State
 from pathryoshka.teachers.trunk import network, timm_row
 
-FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 
 
@@ -62,7 +61,7 @@ def choose(path: Path, row: Row, given: str) -> Path:
     """The file of the row in a folder, or the one file of weights there, or the file itself."""
     if path.is_file():
         return path
-    names = (row.file, Path(row.file).name, *FILES)
+    names = (row.file, Path(row.file).name, *hub.FILES)
     named = [path / name for name in names if name and (path / name).is_file()]
     found = named[:1] or sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
     if len(found) != 1:
@@ -103,46 +102,13 @@ def from_source(row: Row, download: bool) -> Path:
             )
         return files[0]
     if kind == "hf":
-        return from_hub(row, where, download)
+        return hub.from_hub(row, download)
     if kind == "github":
         raise EncoderError(
             f"the weights of {row.name} are no download of one file; unpack https://github.com/{where} and name its "
             f"{row.file} in the teacher's `weights`"
         )
     raise EncoderError(f"teacher {row.name} has no published weights; name a file or folder in its `weights`")
-
-
-def from_hub(row: Row, repository: str, download: bool) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    page = f"https://huggingface.co/{repository}"
-    for name in dict.fromkeys((row.file or FILES[0], *FILES)):
-        try:
-            return Path(hf_hub_download(repository, name, local_files_only=not download))
-        except (GatedRepoError, RepositoryNotFoundError):
-            raise EncoderError(
-                f"{page} does not give {row.name} to this account; accept its terms there and run `hf auth login`, "
-                "or name a local file in the teacher's `weights`"
-            ) from None
-        except RemoteEntryNotFoundError:
-            continue
-        except LocalEntryNotFoundError:
-            if not download and name != FILES[-1]:
-                continue
-            raise EncoderError(
-                f"the weights of {row.name} are not on this machine and {page} cannot be reached; where there is a "
-                f"network run `hf download {repository} --local-dir <folder>`, and name that folder in its `weights`"
-            ) from None
-        except HfHubHTTPError as error:
-            raise EncoderError(f"{page} answered: {first_line(error)}; try again later, or set `weights`") from None
-    raise EncoderError(f"{page} holds neither {' nor '.join(FILES)}; name a local file in the teacher's `weights`")
 
 
 def read(path: Path) -> State:
@@ -285,11 +251,6 @@ def with_depth(row: Row, depth: Any) -> Row:
     cut = replace(row, depth=depth, model_args={**row.model_args, "depth": depth}, gflop=row.gflop * depth / row.depth)
     num_params = sum(p.numel() for p in network(cut, "meta").parameters())
     return replace(cut, name=f"{row.name} with {depth} of {row.depth} blocks", num_params=num_params)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def first_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """What is known of each teacher: one row of facts a model, and no fact outside its row.
 
-`timm:<name>` rows are not written down: they are derived from timm's own config of that model.
+`timm:<name>` rows are not written down: they are derived from timm's own config of that model. Nor are those of a
+user's own encoders (`own.py`).
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ ROWS: dict[str, Row] = {
 
 @functools.cache
 def row_by_name(name: str) -> Row:
-    """The row of `name`: one of `ROWS`, `timm:<model>`, or `mock:<summary dim>x<token dim>`.
+    """The row of `name`: one of `ROWS`, `timm:<model>`, `mock:<summary dim>x<token dim>`, or a user's own encoder.
 
     Raises:
         EncoderError: there is no such teacher; the sentence names the nearest one.
@@ -114,6 +115,14 @@ def row_by_name(name: str) -> Row:
         return timm_row(name.removeprefix("timm:"))
     if dims := re.fullmatch(r"mock:(\d+)x(\d+)", name):
         return mock(name, int(dims[1]), int(dims[2]))
+    from pathryoshka.teachers import own
+
+    if own.is_own(name):
+        return own.load_own(name)[0]
     near = difflib.get_close_matches(name, ROWS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(ROWS)}, and timm:<name> for any timm model"
+    hint = (
+        f"did you mean {near[0]}?"
+        if near
+        else f"there are {', '.join(ROWS)}, timm:<name>, and your own module:function"
+    )
     raise EncoderError(f"unknown teacher {name!r}; {hint}")
