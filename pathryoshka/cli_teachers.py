@@ -35,7 +35,7 @@ def show(name: str) -> None:
 
 @teachers.command()
 @click.argument("name")
-@click.option("--to", type=click.Path(path_type=Path), help="folder  [default: the hub's cache]")
+@click.option("--to", type=click.Path(path_type=Path), help="folder  [default: beside the hub's cache]")
 def fetch(name: str, to: Path | None) -> None:
     """Fetch a teacher's weights from the hub (HF_TOKEN); the same command again goes on where it stopped."""
     from pathryoshka.trying import fetch_teacher
@@ -54,8 +54,8 @@ def check(
     name: str, weights: str | None, tiles: str | None, num_tiles: int, device: str, settings: tuple[str, ...]
 ) -> int:
     """Load a teacher strictly, embed tiles, and print shapes, norms, speed and memory."""
-    from pathryoshka.trying import check_teacher
     from pathryoshka.teachers.check import check_lines
+    from pathryoshka.trying import check_teacher
 
     teacher = config.Teacher.model_validate({"model": name, "weights": weights, "device": device})
     found = check_teacher(teacher, config.load_run("debug", None, settings).storage, tiles, num_tiles)

@@ -33,37 +33,65 @@ class Fetched:
 
 
 def fetch(row: Row, to: Path | None = None) -> tuple[Path, Fetched]:
-    """Brings a row's weights here and records their SHA-256 beside them.
+    """Brings a row's weights here and records their SHA-256 beside them; weights that are here are only looked at.
 
     Args:
-        to: folder; None = the hub's own cache, where every later load looks first.
+        to: folder; None = one beside the hub's own cache, where every later load looks first.
 
     Raises:
         EncoderError: the hub does not give them, cannot be reached, or sent something else than it announced.
     """
-    from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_download, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, get_token, hf_hub_url
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     repository = row.source.removeprefix("hf:")
+    if to is None:
+        with contextlib.suppress(EncoderError):
+            path = from_hub(row, download=False)
+            return path, Fetched(repository, "", path.name, path.stat().st_size, checked_sha256(path))
+    folder = to or fetched_to(repository)
     for name in names(row):
         with words(row, repository):
             try:
                 announced = get_hf_file_metadata(hf_hub_url(repository, name), token=get_token())
             except RemoteEntryNotFoundError:
                 continue
-            path = Path(hf_hub_download(repository, name, local_dir=to))
-        digest = sha256(path)
+            part = download(repository, name, announced.etag or "", announced.size, folder)
+        digest = sha256(part)
         if re.fullmatch("[0-9a-f]{64}", announced.etag or "") and announced.etag != digest:
-            path.resolve().unlink()  # of large files the hub announces the SHA-256
-            raise EncoderError(f"{path} is not what the hub announced, and was deleted; run the same command again")
-        fetched = Fetched(repository, announced.commit_hash or "", name, path.stat().st_size, digest)
+            part.unlink()  # of large files the hub announces the SHA-256
+            raise EncoderError(
+                f"what came of {row.name} is not what the hub announced, and was deleted; fetch it again"
+            )
+        path = folder / name
+        fetched = Fetched(repository, announced.commit_hash or "", name, part.stat().st_size, digest)
         Path(f"{path}{RECORD}").write_text(json.dumps(asdict(fetched), indent=1) + "\n")
+        part.replace(path)
         return path, fetched
     raise no_such_file(row, repository)
 
 
+def download(repository: str, name: str, etag: str, size: int | None, folder: Path) -> Path:
+    """A whole file under a name of its own, from where an earlier download of the same version stopped.
+
+    `hf_hub_download` goes on after an interruption only within one process; that is too little for 5 GB.
+    """
+    from huggingface_hub import get_token, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    version = hashlib.sha256(etag.encode()).hexdigest()[:12]
+    part = folder / f"{name}.{version}.part"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    headers = {**build_hf_headers(token=get_token()), "Accept-Encoding": "identity"}
+    with part.open("ab") as file:
+        url, begun = hf_hub_url(repository, name), file.tell()
+        http_get(url, file, resume_size=begun, headers=headers, expected_size=size, displayed_filename=name)
+    return part
+
+
 def from_hub(row: Row, download: bool) -> Path:
-    """A row's weights in the hub's cache, or from the hub if `download`.
+    """A row's weights as they were fetched, in the hub's cache, or from the hub if `download`.
 
     Raises:
         EncoderError: as `fetch`, or they are not here and must not be fetched.
@@ -72,6 +100,9 @@ def from_hub(row: Row, download: bool) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
     repository = row.source.removeprefix("hf:")
+    for name in names(row):
+        if (fetched_to(repository) / name).is_file():
+            return fetched_to(repository) / name
     for name in names(row):
         with words(row, repository):
             try:
@@ -82,6 +113,12 @@ def from_hub(row: Row, download: bool) -> Path:
                 if download:
                     raise
     raise no_such_file(row, repository) if download else not_here(row, repository)
+
+
+def fetched_to(repository: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "pathryoshka" / repository
 
 
 def names(row: Row) -> list[str]:

@@ -109,7 +109,8 @@ def probe(task: dict[str, object]) -> Iterator[dict[str, object]]:
     encoder = random_encoder(str(task["name"]), cfg, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    rng, size, probes = np.random.default_rng(0), int(str(task["size"])), []
+    rng, size = np.random.default_rng(0), int(str(task["size"]))
+    probes: list[Probe] = []
     while True:
         encoder.batch_size = 2 * encoder.batch_size if probes else 1
         views = rng.integers(0, 256, (encoder.batch_size, size, size, 3), np.uint8)

@@ -121,8 +121,6 @@ def row_by_name(name: str) -> Row:
         return own.load_own(name)[0]
     near = difflib.get_close_matches(name, ROWS, n=1, cutoff=0.5)
     hint = (
-        f"did you mean {near[0]}?"
-        if near
-        else f"there are {', '.join(ROWS)}, timm:<name>, and your own module:function"
+        f"did you mean {near[0]}?" if near else f"there are {', '.join(ROWS)}, and timm:<name> or your module:function"
     )
     raise EncoderError(f"unknown teacher {name!r}; {hint}")
