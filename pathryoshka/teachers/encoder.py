@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from pathryoshka import config
 from pathryoshka.teachers import weights
-from pathryoshka.teachers.facts import EncoderError, Row
 from pathryoshka.teachers.fuse import quicken
+from pathryoshka.teachers.row import EncoderError, Row
 from pathryoshka.teachers.trunk import Grid, MockTrunk, Trunk, feed, tokens_of
 from pathryoshka.teachers.zoo import row_by_name
 
@@ -69,6 +69,7 @@ class Encoder:
             "mean": list(row.mean),
             "std": list(row.std),
             "summary": row.summary,
+            "positions": row.positions,
             "precision": cfg.precision,
             "grid": list(grid),
             "timm": timm.__version__,

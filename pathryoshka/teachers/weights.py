@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pathryoshka import config, storage
-from pathryoshka.teachers.facts import EncoderError, Row
 from pathryoshka.teachers.layouts import RENAMES, State
+from pathryoshka.teachers.row import EncoderError, Row
 from pathryoshka.teachers.trunk import network, timm_row
 
 FILES = ("model.safetensors", "pytorch_model.bin")
