@@ -22,11 +22,11 @@ State = dict[str, Tensor]
 def random_network(row: Row, depth: int, seed: int = 0) -> Any:
     """The row's network cut to `depth` blocks, every tensor random: nothing is left at an initial zero or one, where a
     mix-up would not show."""
-    model = network(with_depth(row, depth), "cpu")
+    model = network(with_depth(row, depth), "meta").to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
-            noise = torch.randn(tensor.shape, generator=generator)
+            noise = (torch.rand(tensor.shape, generator=generator) - 0.5) * 12**0.5  # twice as quick as normal
             if tensor.ndim > 1 and "token" not in name and name != "pos_embed":
                 tensor.copy_(noise * (0.7 / tensor[0].numel() ** 0.5))
             elif name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "gamma")):
