@@ -22,11 +22,11 @@ State = dict[str, Tensor]
 def random_network(row: Row, depth: int, seed: int = 0) -> Any:
     """The row's network cut to `depth` blocks, every tensor random: nothing is left at an initial zero or one, where a
     mix-up would not show."""
-    model = network(with_depth(row, depth), "cpu")
+    model = network(with_depth(row, depth), "meta").to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
-            noise = torch.randn(tensor.shape, generator=generator)
+            noise = (torch.rand(tensor.shape, generator=generator) - 0.5) * 12**0.5  # twice as quick as normal
             if tensor.ndim > 1 and "token" not in name and name != "pos_embed":
                 tensor.copy_(noise * (0.7 / tensor[0].numel() ** 0.5))
             elif name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "gamma")):
@@ -122,25 +122,28 @@ def theirs(row: Row, state: State) -> State:
 
 
 def save(row: Row, folder: Path, depth: int, seed: int = 0) -> tuple[Path, Any]:
-    """A cut copy in the authors' layout: the file as they name it, and a config.json that gives its depth.
-
-    Returns:
-        the folder to name in a teacher's `weights`, and the network whose tensors were saved.
-    """
+    """A cut copy with random weights; returns the folder to name in a teacher's `weights`, and the network saved."""
     model = random_network(row, depth, seed)
+    return write(row, folder, model.state_dict()), model
+
+
+def write(row: Row, folder: Path, state: State) -> Path:
+    """Tensors in the authors' layout: in the file as they name it, beside a config.json that says how many blocks."""
     file = folder / row.file
     file.parent.mkdir(parents=True, exist_ok=True)
-    state = {k: v.contiguous() for k, v in theirs(row, model.state_dict()).items()}
+    write_tensors(theirs(row, state), file)
+    depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+    timms = {"architecture": row.architecture, "model_args": {"depth": depth}}
+    known = {"num_hidden_layers": depth} if row.rename == "transformers" else timms
+    (file.parent / "config.json").write_text(json.dumps(known))
+    return file.parent
+
+
+def write_tensors(state: State, file: Path) -> None:
     if file.suffix == ".safetensors":
-        save_file(state, file)
+        save_file({k: v.contiguous() for k, v in state.items()}, file)
     else:
         torch.save(state, file)
-    key = "num_hidden_layers" if row.rename == "transformers" else "depth"
-    known = (
-        {key: depth} if row.rename == "transformers" else {"architecture": row.architecture, "model_args": {key: depth}}
-    )
-    (file.parent / "config.json").write_text(json.dumps(known))
-    return file.parent, model
 
 
 def narrower(row: Row) -> Row:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pathryoshka import config, job, recipes
-from pathryoshka.teachers.facts import EncoderError
 from pathryoshka.teachers.licences import LICENCES, ledger, refuse_by_policy, terms
+from pathryoshka.teachers.row import EncoderError
 from pathryoshka.teachers.zoo import ROWS
 
 PERMISSIVE = {"virchow", "h_optimus_0", "gigapath_flash", "hibou_b", "hibou_l", "midnight_12k", "openmidnight"}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pathryoshka.teachers import table
 from pathryoshka.teachers.trunk import Trunk, build, timm_row, tokens_of
 from pathryoshka.teachers.zoo import ROWS, EncoderError, Row, row_by_name
 
@@ -141,3 +143,11 @@ def test_facts_need_neither_torch_nor_timm() -> None:
     code = "import sys, pathryoshka.teachers.zoo as z; z.row_by_name('mock'); print({'torch', 'timm'} & {*sys.modules})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
+
+
+def test_the_page_of_teachers_is_what_the_rows_say() -> None:
+    said = (Path(__file__).parent.parent / "docs" / "teachers.md").read_text()
+    assert said == table.page(), "stale: python -m pathryoshka.teachers.table > docs/teachers.md"
+    for name, row in ROWS.items():
+        if row.architecture != "mock":
+            assert said.count(f"| `{name}` |") == 2 and f"* `{name}`: {row.facts_from}." in said

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pathryoshka.teachers.facts import EncoderError, Row
+from pathryoshka.teachers.row import EncoderError, Row
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 RECORD = ".fetched.json"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pathryoshka.teachers.facts import EncoderError, Row
+from pathryoshka.teachers.row import EncoderError, Row
 
 CC = "https://creativecommons.org/licenses/"
 

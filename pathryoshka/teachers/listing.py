@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from pathryoshka.teachers import licences
-from pathryoshka.teachers.facts import Row
+from pathryoshka.teachers.row import Row
 
 COLUMNS = ("name", "parameters", "summary", "token", "patch @ input", "licence", "gated", "role")
 NUMBERS = {1, 2, 3, 4}

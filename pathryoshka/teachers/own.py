@@ -30,7 +30,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pathryoshka.config import Section
-from pathryoshka.teachers.facts import EncoderError, Row
+from pathryoshka.teachers.row import EncoderError, Row
 from pathryoshka.teachers.trunk import Grid
 
 GROUP = "pathryoshka.teachers"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pathryoshka.teachers.facts import HALF, IMAGENET, Layout, Pixels, Row, Summary
+from pathryoshka.teachers.row import HALF, IMAGENET, Layout, Pixels, Row, Summary
 
 H_OPTIMUS: Pixels = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
 HIBOU: Pixels = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pathryoshka.teachers.facts import EncoderError, Row
+from pathryoshka.teachers.row import EncoderError, Row
 
 OPEN_LICENCES = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
 Grid = tuple[int, int]

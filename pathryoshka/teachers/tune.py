@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from pathryoshka import config
-from pathryoshka.teachers.facts import EncoderError
+from pathryoshka.teachers.row import EncoderError
 
 if TYPE_CHECKING:
     import torch

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from pathryoshka import config, storage
 from pathryoshka.teachers import hub
-from pathryoshka.teachers.facts import EncoderError, Row
 from pathryoshka.teachers.layouts import RENAMES, State
+from pathryoshka.teachers.row import EncoderError, Row
 from pathryoshka.teachers.trunk import network, timm_row
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")

@@ -10,7 +10,7 @@ import difflib
 import functools
 import re
 
-from pathryoshka.teachers.facts import HALF, EncoderError, Row
+from pathryoshka.teachers.row import HALF, EncoderError, Row
 from pathryoshka.teachers.rows import STUDENTS, TEACHERS
 
 __all__ = ["ROWS", "EncoderError", "Row", "row_by_name"]
