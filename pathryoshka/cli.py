@@ -22,6 +22,7 @@ import click
 import yaml
 
 from pathryoshka import __version__, config
+from pathryoshka.cli_teachers import teachers
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
@@ -182,6 +183,9 @@ def tiles_show(run: config.Run, uri: str, to: Path, **choices: Any) -> None:
 
     show(uri, run.storage, to, **choices)
     click.echo(f"{to}: look at it")
+
+
+cli.add_command(teachers)
 
 
 def say_manifest(uri: str, manifest: Any) -> None:

@@ -62,7 +62,7 @@ class Plan(Section):
 
 
 class Teacher(Section):
-    model: str = Field(description="row of the zoo, or timm:<name> for any timm model")
+    model: str = Field(description="row of the zoo, timm:<name> for any timm model, or your own module:function")
     weights: str | None = Field(None, description="file, folder or URI of the weights; none = where the row says")
     device: Device = "auto"
     replicas: int = Field(1, ge=1, description="actors to start")
@@ -71,7 +71,7 @@ class Teacher(Section):
     resources: dict[str, float] = Field(default_factory=dict, description="custom Ray resources a replica asks for")
     accelerator_type: str | None = None
     batch_size: int = Field(64, ge=1, description="views a forward pass")
-    precision: Precision = "fp32"
+    precision: Precision | Literal["auto"] = Field("auto", description="auto = on a GPU what its row says, else fp32")
     compile: bool = False
     input_size: int | None = Field(None, description="pixels fed to the teacher; none = what its row says")
     mock_seconds: float = Field(0.0, ge=0, description="device mock: seconds a view takes")
@@ -82,6 +82,12 @@ class Teachers(Section):
     tokens_per_view: int = Field(0, ge=0, description="tokens kept a view, drawn by the view's key; 0 = all")
     start_timeout_s: float = 900
     max_in_flight: int = Field(8, ge=1, description="micro-batches inside the teacher stage at the same time")
+
+
+class Licence(Section):
+    policy: Literal["any", "permissive"] = Field(
+        "any", description="permissive refuses teachers that forbid, or do not grant, derivatives, commerce or sharing"
+    )
 
 
 class Standardise(Section):
@@ -181,6 +187,7 @@ class Run(Section):
     views: Views = Views()
     plan: Plan = Plan()
     teachers: Teachers = Teachers()
+    licence: Licence = Licence()
     standardise: Standardise = Standardise()
     student: Student = Student()
     loss: Loss = Loss()

@@ -213,7 +213,7 @@ def weights(run: config.Run) -> Check:
         try:
             row = row_by_name(teacher.model)
             from_hub = row.source.startswith("hf:") and teacher.weights is None
-            if row.source != "none" and teacher.device != "mock":
+            if row.source.partition(":")[0] not in ("none", "own") and teacher.device != "mock":
                 look(row, teacher.weights, run.storage)
                 found.append(name)
         except (EncoderError, storage.StorageError) as error:

@@ -26,7 +26,9 @@ from pathryoshka.distill.train import Job, stopped_uri, train_worker
 from pathryoshka.lease import Lease
 from pathryoshka.metrics import read_metrics
 from pathryoshka.session import console, ray_session
+from pathryoshka.teachers.licences import Terms, ledger, refuse_by_policy, terms
 from pathryoshka.teachers.pool import Facts, TeacherPool
+from pathryoshka.teachers.zoo import row_by_name
 from pathryoshka.tiles.plan import ROWS, Plan, make_plan
 from pathryoshka.tiles.segments import Source
 from pathryoshka.tiles.shards import Manifest, read_manifest
@@ -59,6 +61,7 @@ class Ready:
 @contextlib.contextmanager
 def prepared(run: config.Run, allow_change: tuple[str, ...], say: Say) -> Iterator[Ready]:
     """Lease, Ray, teachers and standardisers; leaving it gives everything back, whatever happened."""
+    refuse_by_policy(run.licence.policy, {n: terms(row_by_name(t.model)) for n, t in run.teachers.models.items()})
     uri = checkpoint.uri_of(run)
     storage.ensure_root(run.storage.root, run.storage)
     tiles = tiles_of(run)
@@ -77,9 +80,13 @@ def prepared(run: config.Run, allow_change: tuple[str, ...], say: Say) -> Iterat
         grid = student_grid(run)
         pool = TeacherPool(run.name, run.teachers, grid, run.views.size, run.storage, watch.interrupt, say=say)
         facts = stack.enter_context(pool).wait_ready()
+        agreed = {name: Terms(**f.terms) for name, f in facts.items()}
+        refuse_by_policy(run.licence.policy, agreed)  # again: a folder of weights may say another licence than the row
         dims = {name: (f.summary_dim, f.token_dim) for name, f in facts.items()}
         job = Job(run, uri, lease.token, make_stream(run, tiles, plan, grid, dims), lines)
         announce(job, facts, say)
+        for line in ledger(agreed):
+            say(line)
         started = time.perf_counter()
         fit_standardisers(run, uri, job.stream, {name: f.fingerprint for name, f in facts.items()})
         say(f"standardisers ready in {time.perf_counter() - started:.0f} s")
@@ -236,9 +243,9 @@ def announce(job: Job, facts: dict[str, Facts], say: Say) -> None:
     for name, fact in facts.items():
         replicas = run.teachers.models[name].replicas
         say(
-            f"teacher {name}: {fact.num_params / 1e6:.1f} M parameters, summary {fact.summary_dim}, tokens "
-            f"{fact.token_dim}, {replicas} x {fact.device}, ready in {fact.start_s:.1f} s, {fact.memory_mib:.0f} MiB, "
-            f"licence {fact.licence}"
+            f"teacher {name}: {fact.fingerprint['row']}, {fact.num_params / 1e6:.1f} M parameters, summary "
+            f"{fact.summary_dim}, tokens {fact.token_dim}, {replicas} x {fact.device}, ready in {fact.start_s:.1f} s, "
+            f"{fact.memory_mib:.0f} MiB"
         )
 
 

@@ -22,8 +22,10 @@ TINY = {"patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
 DIMS = {"uni2_h": {"summary": 12, "tokens": 8}, "lite0": {"summary": 16, "tokens": 16}}
 TEACHERS: dict[str, dict[str, Any]] = {
     "uni2_h": {"licence": "CC-BY-NC-ND-4.0", "num_params": 681_390_000, "summary_dim": 12, "token_dim": 8,
+               "terms": {"derivatives": False, "commercial": False, "redistribution": True, "source": "its card"},
                "fingerprint": {"weights": "ab" * 32}, "node": "secret-host", "pid": 17},
-    "lite0": {"licence": "Apache-2.0", "num_params": 3_370_000, "summary_dim": 16, "token_dim": 16, "fingerprint": {}},
+    "lite0": {"licence": "Apache-2.0", "num_params": 3_370_000, "summary_dim": 16, "token_dim": 16, "fingerprint": {},
+              "terms": {"derivatives": True, "commercial": True, "redistribution": True, "source": "its page"}},
 }  # fmt: skip
 MODELS: dict[str, dict[str, Any]] = {
     "vit": {"model": "vit_tiny_patch16_224", "model_args": TINY, "widths": (16, 32, 48)},

@@ -209,7 +209,8 @@ def test_the_card_says_licences_widths_and_how_to_load(folder: Path) -> None:
     card = (folder / "README.md").read_text()
     for text in (
         "license: mit",
-        "| uni2_h | 681.4 M | CC-BY-NC-ND-4.0 |",
+        "| uni2_h | 681.4 M | CC-BY-NC-ND-4.0 | **no** | **no** | yes | its card |",
+        "| lite0 | 3.4 M | Apache-2.0 | yes | yes | yes | its page |",
         "the terms of uni2_h restrict use",
         "| student | 0.710 [0.66, 0.76] | 0.740 [0.69, 0.79] |",
         "PHANTOM",
@@ -221,7 +222,8 @@ def test_the_card_says_licences_widths_and_how_to_load(folder: Path) -> None:
     facts = json.loads((folder / "pathryoshka.json").read_text())
     facts["teachers"] = {"lite0": TEACHERS["lite0"], "mine": {}}
     other = model_card(facts, None)
-    assert "restrict use" not in other.replace("mine restrict", "") and "licence of mine is not known" in other
+    assert "restrict use" not in other and "students of mine may be passed on is not known" in other
+    assert facts["teachers"]["lite0"]["terms"]["source"] == "its page"
     assert "Not evaluated." in other
 
 

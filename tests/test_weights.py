@@ -103,7 +103,7 @@ def test_hub_and_package_that_are_not_at_hand_say_what_to_do(monkeypatch: pytest
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     for model, page in ((VIT_NAME, "timm/vit_tiny_patch16_224"), ("virchow2", "paige-ai/Virchow2")):
-        with pytest.raises(EncoderError, match=f"not on this machine and https://.*{page}.*`hf download .*--local-dir"):
+        with pytest.raises(EncoderError, match=f"not on this machine and https://.*{page}.*teachers fetch .* --to"):
             load_encoder("a", config.Teacher(model=model), (4, 4), "cpu")
         with pytest.raises(EncoderError, match="not on this machine"):
             weights.look(row_by_name(model), None, config.Storage())

@@ -5,23 +5,28 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from pathryoshka.teachers import table
 from pathryoshka.teachers.trunk import Trunk, build, timm_row, tokens_of
 from pathryoshka.teachers.zoo import ROWS, EncoderError, Row, row_by_name
 
-REAL = [name for name, row in ROWS.items() if row.architecture != "mock"]
+LITE = [f"efficientnet_lite{n}" for n in range(3)]  # the pathology encoders are in test_rows.py
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", LITE)
 def test_row_agrees_with_the_model_it_builds(name: str) -> None:
     row = ROWS[name]
     model = build(row.architecture, row.model_args, "meta")
     assert sum(p.numel() for p in model.parameters()) == row.num_params
     x_BCHW = torch.zeros(2, 3, row.input_size, row.input_size, device="meta")
-    summary_BD, tokens_BND = Trunk(model, row)(x_BCHW)
+    with FlopCounterMode(display=False) as counter:
+        summary_BD, tokens_BND = Trunk(model, row)(x_BCHW)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(row.gflop, rel=0.01)
     _, grid = tokens_of(model, model.forward_features(x_BCHW), row.num_prefix_tokens)
     assert summary_BD.shape == (2, row.summary_dim)
     assert tokens_BND.shape == (2, grid[0] * grid[1], row.token_dim)
@@ -57,7 +62,24 @@ def test_every_row_is_complete_and_named_after_its_key() -> None:
         assert row.name == name
         assert len(row.mean) == len(row.std) == 3 and all(0 < x < 1 for x in (*row.mean, *row.std))
         assert row.licence and row.licence_source and row.facts_from
-        assert row.summary_dim == row.token_dim * (2 if row.summary == "cls+mean" else 1) or row.architecture == "mock"
+        if row.summary in ("cls", "cls+mean"):
+            assert row.summary_dim == row.token_dim * (2 if row.summary == "cls+mean" else 1)
+        if row.source.startswith(("hf:", "github:")):
+            assert row.file.endswith((".bin", ".safetensors", ".pt", ".pth"))
+
+
+def test_the_zoo_holds_the_encoders_that_it_promises() -> None:
+    teachers = {name for name, row in ROWS.items() if row.role == "teacher" and row.source.startswith("hf:")}
+    students = {name for name, row in ROWS.items() if row.role == "student"}
+    assert teachers == {
+        "virchow", "virchow2", "uni", "uni2_h", "h_optimus_0", "h_optimus_1", "h0_mini", "gigapath", "gigapath_flash",
+        "phikon", "phikon_v2", "hibou_b", "hibou_l", "midnight_12k", "openmidnight", "gpfm", "conch_v1_5", "kaiko_s16",
+        "kaiko_s8", "kaiko_b16", "kaiko_b8", "kaiko_l14", "lunit_s16", "lunit_s8",
+    }  # fmt: skip
+    assert students == {
+        "pathryoshka_b", "distillpath_ks16", "distillpath_is16", "litefm", "litefm_s", "litefm_l", "pathagg_b",
+        "pathagg_s",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Row)])
@@ -121,3 +143,11 @@ def test_facts_need_neither_torch_nor_timm() -> None:
     code = "import sys, pathryoshka.teachers.zoo as z; z.row_by_name('mock'); print({'torch', 'timm'} & {*sys.modules})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
+
+
+def test_the_page_of_teachers_is_what_the_rows_say() -> None:
+    said = (Path(__file__).parent.parent / "docs" / "teachers.md").read_text()
+    assert said == table.page(), "stale: python -m pathryoshka.teachers.table > docs/teachers.md"
+    for name, row in ROWS.items():
+        if row.architecture != "mock":
+            assert said.count(f"| `{name}` |") == 2 and f"* `{name}`: {row.facts_from}." in said

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathryoshka.evaluate.scores import Scores
-
-RESTRICTED = re.compile(r"\b(ND|NC|non-?commercial|no-?derivatives|gated|research)\b", re.IGNORECASE)
 
 USE = """## Load it
 
@@ -90,19 +87,29 @@ def score_part(scores: Scores | None) -> str:
 
 
 def teacher_part(teachers: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = ["## Teachers and their licences\n", "| teacher | parameters | licence |", "|---|---|---|"]
+    """A line a teacher: what its licence lets one do, and where that is written."""
+    lines = [
+        "## Teachers and their licences\n",
+        "| teacher | parameters | licence | students may be passed on | commercial use | own weights may be passed on "
+        "| source |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    answers = {True: "yes", False: "**no**", None: "not said"}
     for name, facts in teachers.items():
         params = f"{facts['num_params'] / 1e6:.1f} M" if "num_params" in facts else ""
-        lines.append(f"| {name} | {params} | {facts.get('licence', 'unknown')} |")
-    restricted = [name for name, facts in teachers.items() if RESTRICTED.search(str(facts.get("licence", "unknown")))]
-    unknown = [name for name, facts in teachers.items() if not facts.get("licence")]
+        terms = facts.get("terms", {})
+        cells = [answers[terms.get(key)] for key in ("derivatives", "commercial", "redistribution")]
+        licence, source = facts.get("licence", "unknown"), terms.get("source", "")
+        lines.append(f"| {name} | {params} | {licence} | {' | '.join(cells)} | {source} |")
+    restricted = [name for name, facts in teachers.items() if False in facts.get("terms", {}).values()]
+    unknown = [name for name, facts in teachers.items() if facts.get("terms", {}).get("derivatives") is None]
     if restricted:
         lines.append(
             f"\n**Before you share this model:** the terms of {names(restricted)} restrict use, and may count a model "
             "that was trained on their outputs as a derivative. Ask their owners."
         )
     if unknown:
-        lines.append(f"\nThe licence of {names(unknown)} is not known here; find it before you share this model.")
+        lines.append(f"\nWhether students of {names(unknown)} may be passed on is not known here; find out first.")
     return "\n".join(lines) + "\n"
 
 

@@ -60,7 +60,7 @@ def write_export(
 
     Args:
         standardisers: (teacher, kind) -> what its features were trained in.
-        teachers: name -> facts: `licence`, `num_params`, `summary_dim`, `token_dim`, `fingerprint`.
+        teachers: name -> facts: `licence`, `terms`, `num_params`, `summary_dim`, `token_dim`, `fingerprint`.
         golden: uint8 [8, size, size, 3], views of real tiles that may be given away.
 
     Raises:
@@ -200,7 +200,7 @@ def describe(
 
 def public_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Of a teacher, what concerns those who use the student; not the node or process it ran on."""
-    kept = ("licence", "num_params", "summary_dim", "token_dim", "fingerprint")
+    kept = ("licence", "terms", "num_params", "summary_dim", "token_dim", "fingerprint")
     return {key: facts[key] for key in kept if key in facts}
 
 

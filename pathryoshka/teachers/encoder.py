@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pathryoshka import config
-from pathryoshka.teachers import weights
+from pathryoshka.teachers import hub, own, weights
 from pathryoshka.teachers.fuse import quicken
-from pathryoshka.teachers.trunk import Grid, MockTrunk, Trunk, tokens_of
-from pathryoshka.teachers.zoo import EncoderError, Row, row_by_name
+from pathryoshka.teachers.row import EncoderError, Row
+from pathryoshka.teachers.trunk import Grid, MockTrunk, Trunk, feed, tokens_of
+from pathryoshka.teachers.zoo import row_by_name
 
 __all__ = ["Encoder", "EncoderError", "align_tokens", "load_encoder", "sample_tokens"]
 
@@ -68,6 +69,7 @@ class Encoder:
             "mean": list(row.mean),
             "std": list(row.std),
             "summary": row.summary,
+            "positions": row.positions,
             "precision": cfg.precision,
             "grid": list(grid),
             "timm": timm.__version__,
@@ -139,29 +141,60 @@ def load_encoder(
         EncoderError: no such model, no or wrong weights, an input size the model cannot take, tokens on no grid, too
             little memory.
     """
-    row = row_by_name(cfg.model)
+    mine = own.load_own(cfg.model) if own.is_own(cfg.model) else None  # once: a row of it would load it again
+    row = mine[0] if mine else row_by_name(cfg.model)
     if min(grid) < 1:
         raise EncoderError(f"teacher {name} cannot answer on a grid of {grid[0]} x {grid[1]}; give the student's")
     if cfg.device == "mock" or row.architecture == "mock":
-        return Encoder(name, row, MockTrunk(row, grid, cfg.mock_seconds), cfg, grid, grid, torch.device("cpu"), "mock")
+        where = torch.device("cpu")
+        trunk = MockTrunk(row, grid, cfg.mock_seconds)
+        return Encoder(name, row, trunk, with_precision(cfg, row, where), grid, grid, where, "mock")
     where = torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise EncoderError(
             f"teacher {name} is to run on {device}, but torch sees no CUDA device; set its device to cpu"
         )
+    if mine:
+        return own_encoder(name, cfg, mine, grid, where)
     refuse_size(row, cfg)  # before weights are fetched; `trunk_at` asks again for the row that a folder describes
     with tempfile.TemporaryDirectory(prefix="pathryoshka-") as scratch:
         path = weights.locate(row, cfg.weights, storage or config.Storage(), Path(scratch))
         row = weights.described_by_folder(row, path)
+        sha256 = hub.checked_sha256(path)
         model = weights.load_model(row, path)
-        sha256 = weights.sha256(path)
+    return encoder_around(name, row, model, cfg, grid, where, sha256)
+
+
+def encoder_around(
+    name: str, row: Row, model: Any, cfg: config.Teacher, grid: Grid, where: torch.device, sha256: str
+) -> Encoder:
+    """The encoder of a row whose network is at hand; errors as `load_encoder`, of which it is the second half."""
+    cfg = with_precision(cfg, row, where)
     try:
         with torch.no_grad():
             trunk, own_grid = trunk_at(model.to(where), row, cfg)
             trunk = trunk.to(where)
     except torch.OutOfMemoryError:
-        raise EncoderError(f"teacher {name} does not fit on {device}; give it a device with more free memory") from None
+        raise EncoderError(f"teacher {name} does not fit on {where}; give it a device with more free memory") from None
     return Encoder(name, row, torch.compile(trunk) if cfg.compile else trunk, cfg, own_grid, grid, where, sha256)
+
+
+def own_encoder(
+    name: str, cfg: config.Teacher, mine: tuple[Row, nn.Module, Grid, str], grid: Grid, where: torch.device
+) -> Encoder:
+    row, module, own_grid, sha256 = mine
+    if cfg.weights is not None or cfg.input_size not in (None, row.input_size):
+        raise EncoderError(f"teacher {name} ({row.name}) sees to its weights and input_size itself; leave them out")
+    trunk, cfg = module.to(where), with_precision(cfg, row, where)
+    return Encoder(name, row, torch.compile(trunk) if cfg.compile else trunk, cfg, own_grid, grid, where, sha256)
+
+
+def with_precision(cfg: config.Teacher, row: Row, where: torch.device) -> config.Teacher:
+    """ "auto" settled: on a GPU what the row recommends, else fp32, which CPUs are quickest in. It is what was settled
+    that stands in the fingerprint."""
+    if cfg.precision != "auto":
+        return cfg
+    return cfg.model_copy(update={"precision": row.precision if where.type == "cuda" else "fp32"})
 
 
 def trunk_at(model: Any, row: Row, cfg: config.Teacher) -> tuple[nn.Module, Grid]:
@@ -174,8 +207,7 @@ def trunk_at(model: Any, row: Row, cfg: config.Teacher) -> tuple[nn.Module, Grid
     refuse_size(row, cfg)
     size = cfg.input_size or row.input_size
     try:
-        if size != row.input_size and hasattr(model, "set_input_size"):
-            model.set_input_size(img_size=(size, size))
+        feed(model, row, size)
         maps = model.forward_features(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
     except torch.OutOfMemoryError:
         raise
@@ -226,10 +258,19 @@ def align_tokens(tokens_BND: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
     x_BDHW = tokens_BND.transpose(1, 2).reshape(batch, dim, height, width)
     shrunk = (min(height, to_grid[0]), min(width, to_grid[1]))
     if shrunk != from_grid:
-        x_BDHW = F.adaptive_avg_pool2d(x_BDHW, shrunk)
+        rows, columns = (area_weights(a, b).to(x_BDHW) for a, b in zip(from_grid, shrunk, strict=True))
+        x_BDHW = rows @ x_BDHW @ columns.T
     if shrunk != to_grid:
         x_BDHW = F.interpolate(x_BDHW, size=to_grid, mode="bilinear", align_corners=False)
     return x_BDHW.flatten(2).transpose(1, 2)
+
+
+def area_weights(num_from: int, num_to: int) -> Tensor:
+    """[num_to, num_from]: the share of each new cell that each old cell covers, for any pair of numbers. (torch's
+    adaptive pooling takes whole cells only: at 28 -> 16 its means lie up to a quarter of a token beside the place.)"""
+    old, new = (torch.arange(n + 1, dtype=torch.float64) / n for n in (num_from, num_to))
+    overlap = torch.minimum(old[1:], new[1:, None]) - torch.maximum(old[:-1], new[:-1, None])
+    return overlap.clamp(min=0) * num_to
 
 
 def sample_tokens(tokens_BND: Tensor, positions_BK: Tensor) -> Tensor:

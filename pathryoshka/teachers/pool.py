@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ class Facts:
     token_dim: int
     num_params: int
     licence: str
+    terms: dict[str, Any]
     fingerprint: dict[str, Any]
     device: str
     node: str
@@ -65,6 +66,7 @@ class Replica:
                 return
             import torch
 
+            from pathryoshka.teachers import licences
             from pathryoshka.teachers.encoder import load_encoder
 
             started = time.perf_counter()
@@ -79,6 +81,7 @@ class Replica:
                 encoder.token_dim,
                 encoder.num_params,
                 encoder.licence,
+                asdict(licences.terms(encoder.row)),
                 encoder.fingerprint,
                 device,
                 ray.get_runtime_context().get_node_id(),

@@ -14,8 +14,9 @@ import timm.layers
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from pathryoshka.teachers.zoo import EncoderError, Row
+from pathryoshka.teachers.row import EncoderError, Row
 
 OPEN_LICENCES = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
 Grid = tuple[int, int]
@@ -29,6 +30,59 @@ def build(architecture: str, model_args: Mapping[str, Any], device: str) -> Any:
     with torch.device(device):
         model = timm.create_model(architecture, pretrained=False, num_classes=0, **args)
     return model.eval().requires_grad_(False)
+
+
+def network(row: Row, device: str) -> Any:
+    """The model of a row, with the part that makes its summary where timm has none; as `build` gives it."""
+    model = build(row.architecture, row.model_args, device)
+    with torch.device(device):
+        if row.summary == "attention":
+            model.summary_head = AttentionPooler(row.token_dim, row.summary_dim)
+        elif row.summary == "projected":
+            norm = nn.LayerNorm(row.summary_dim, eps=1e-6)
+            model.summary_head = nn.Sequential(nn.Linear(row.token_dim, row.summary_dim), nn.GELU(), norm)
+    return model.eval().requires_grad_(False)
+
+
+class AttentionPooler(nn.Module):
+    """One learned query that attends to all tokens, CLS among them: the pooling of CoCa, as CONCH v1.5 has it."""
+
+    def __init__(self, token_dim: int, dim: int, num_heads: int = 8):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Parameter(torch.zeros(1, dim))
+        self.ln_q, self.ln_k, self.norm = nn.LayerNorm(dim), nn.LayerNorm(token_dim), nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_kv = nn.Linear(token_dim, 2 * dim, bias=False)
+        self.to_out = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        batch = tokens_BND.shape[0]
+        query = self.to_q(self.ln_q(self.query)).expand(batch, 1, -1)
+        key, value = self.to_kv(self.ln_k(tokens_BND)).chunk(2, dim=-1)
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
+        pooled = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.norm(self.to_out(pooled))[:, 0]
+
+
+def feed(model: Any, row: Row, size: int) -> None:
+    """Makes a model ready for views of `size` px: rows of its position embedding are brought to the new grid once, in
+    the way of the authors' code, so that features are theirs to the last digits."""
+    native = getattr(getattr(model, "patch_embed", None), "img_size", None) or (row.input_size, row.input_size)
+    if not hasattr(model, "set_input_size") or tuple(native) == (size, size):
+        return
+    before = getattr(model, "pos_embed", None)
+    grid = model.patch_embed.grid_size if before is not None else None
+    model.set_input_size(img_size=(size, size))
+    if row.positions == "timm" or before is None or grid is None:
+        return
+    num_prefix = before.shape[1] - grid[0] * grid[1]
+    x_1DHW = before[:, num_prefix:].transpose(1, 2).unflatten(2, grid)
+    to: dict[str, Any] = {"size": model.patch_embed.grid_size}
+    if row.positions == "dino":
+        to = {"scale_factor": tuple((a + 0.1) / b for a, b in zip(model.patch_embed.grid_size, grid, strict=True))}
+    x_1ND = F.interpolate(x_1DHW, mode="bicubic", align_corners=False, **to).flatten(2).transpose(1, 2)
+    model.pos_embed = nn.Parameter(torch.cat([before[:, :num_prefix], x_1ND], 1), requires_grad=False)
 
 
 def tokens_of(model: Any, maps: Tensor, num_prefix_tokens: int) -> tuple[Tensor, Grid]:
@@ -64,6 +118,10 @@ class Trunk(nn.Module):
         tokens_BND, _ = tokens_of(self.model, maps, self.row.num_prefix_tokens)
         if self.row.summary == "pooled":
             return self.model.forward_head(maps, pre_logits=True), tokens_BND
+        if self.row.summary == "attention":
+            return self.model.summary_head(maps), tokens_BND
+        if self.row.summary == "projected":
+            return self.model.summary_head(maps[:, 0]), tokens_BND
         if self.row.summary == "cls":
             return maps[:, 0], tokens_BND
         return torch.cat([maps[:, 0], tokens_BND.mean(1)], -1), tokens_BND
@@ -112,19 +170,23 @@ def timm_row(name: str, model_args: Mapping[str, Any] | None = None, facts: Mapp
     known = {**model.pretrained_cfg, **(facts or {})}
     size = int(known["input_size"][-1])
     try:
-        maps = model.forward_features(torch.zeros(1, 3, size, size, device="meta"))
+        with FlopCounterMode(display=False) as counter:
+            maps = model.forward_features(torch.zeros(1, 3, size, size, device="meta"))
         pooled = model.forward_head(maps, pre_logits=True)
     except (RuntimeError, AssertionError, TypeError, AttributeError, NotImplementedError) as error:
         message = (str(error).splitlines() or [type(error).__name__])[0]
         raise EncoderError(f"timm:{name} gives no features at {size} px ({message}); take another model") from None
     num_prefix_tokens = int(getattr(model, "num_prefix_tokens", 0)) if maps.ndim == 3 else 0
     tokens_BND, grid = tokens_of(model, maps, num_prefix_tokens)
+    is_vit = isinstance(model, timm.models.VisionTransformer)
     is_cls = num_prefix_tokens > 0 and getattr(model, "global_pool", None) in ("token", "")
     licence = str(known.get("license") or "unknown").lower()
     repository = known.get("hf_hub_id")
     return Row(
         name=f"timm:{name}",
         source=f"hf:{repository}" if repository else "none",
+        file="model.safetensors" if repository else "",
+        role="teacher",
         architecture=name,
         model_args=args,
         summary_dim=tokens_BND.shape[2] if is_cls else pooled.shape[-1],
@@ -132,6 +194,10 @@ def timm_row(name: str, model_args: Mapping[str, Any] | None = None, facts: Mapp
         input_size=size,
         stride=round(size / grid[0]),
         num_prefix_tokens=num_prefix_tokens,
+        depth=len(model.blocks) if is_vit else 0,
+        num_heads=model.blocks[0].attn.num_heads if is_vit else 0,
+        num_pos=model.pos_embed.shape[1] if is_vit and model.pos_embed is not None else 0,
+        positions="timm",
         mean=tuple(known["mean"]),
         std=tuple(known["std"]),
         interpolation="bilinear" if known.get("interpolation") == "bilinear" else "bicubic",
@@ -142,6 +208,8 @@ def timm_row(name: str, model_args: Mapping[str, Any] | None = None, facts: Mapp
         derivatives=True if licence in OPEN_LICENCES else None,
         summary="cls" if is_cls else "pooled",
         num_params=sum(p.numel() for p in model.parameters()),
+        gflop=counter.get_total_flops() / 1e9,
+        precision="fp32",
         rename=None,
         facts_from=f"timm {timm.__version__}",
     )

