@@ -8,6 +8,7 @@ be enormous ends the child and not the machine; it ends by itself when its worke
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickle
 import queue
@@ -124,6 +125,7 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no answer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the driver, which ends the worker
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it tells of every damaged tag
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     calls: queue.Queue[Any] = queue.Queue()

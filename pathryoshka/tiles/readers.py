@@ -161,4 +161,5 @@ def without_paths(text: str, path: str) -> str:
     for known in (path, str(Path(path).parent), Path(path).name, Path(path).stem):
         text = text.replace(known, "")
     text = re.sub(r"\S*/\S*", "", text)
-    return " ".join(re.sub(r"^(Reading|Can't open|Opening)?\s*:", "", text).split()) or "it cannot be read"
+    said = " ".join(re.sub(r"^(Reading|Can't open|Opening)?\s*:", "", text).split()).strip(" :")
+    return f"OpenSlide says: {said}" if said else "it cannot be read"
