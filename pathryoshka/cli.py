@@ -140,16 +140,24 @@ def tiles_phantom_slide(path: Path, **choices: Any) -> None:
 @click.argument("to")
 @run_options
 @click.option("--size", default=224, show_default=True, help="side of a tile in pixels")
-@click.option("--mpp", default=0.5, show_default=True, help="micrometres a pixel of a tile")
+@click.option("--mpp", multiple=True, default=("0.5",), show_default=True, help="of tiles; several times, or 0.25..2.0")
 @click.option("--min-tissue", default=0.5, show_default=True, help="share of a tile that must be tissue")
 @click.option("--stride", type=int, help="pixels from tile to tile  [default: size]")
+@click.option("--keep", multiple=True, type=click.Choice(("pen", "black", "white", "blur")), help="a filter left off")
+@click.option("--cap", type=int, help="most tiles of a slide, drawn by the seed")
+@click.option("--format", "image_format", default="jpeg", show_default=True, help="jpeg, webp or png")
+@click.option("--quality", default=92, show_default=True, help="of jpeg and webp, at least 90")
 @click.option("--slide-mpp", type=float, help="resolution of slides whose file does not say")
-@click.option("--csv", help="what each slide is: columns slide, patient, site, label, mpp, split")
+@click.option("--csv", help="what each slide is: columns slide, mask, patient, site, label, mpp, split")
 @click.option("--split", help="of every tile")
-@click.option("--seed", default=0, show_default=True, help="of the shuffle")
+@click.option("--seed", default=0, show_default=True, help="of the shuffle and of all that is drawn")
 @click.option("--pseudonymise", is_flag=True, help="names become hashes, keyed by PATHRYOSHKA_PSEUDONYM_KEY")
+@click.option("--resume", is_flag=True, help="refuse to begin anew; a cut that is there is continued in any case")
+@click.option("--max-failed-share", default=0.1, show_default=True, help="share of slides that may fail")
+@click.option("--time-limit", "time_limit_s", default=3600.0, show_default=True, help="seconds a slide may take")
+@click.option("--cache-gb", default=50.0, show_default=True, help="for copies of slides out of object storage")
 def tiles_cut(run: config.Run, slides: tuple[str, ...], to: str, **choices: Any) -> None:
-    """Cut whole-slide images into the tile data set TO."""
+    """Cut whole slides (files, globs, folders, prefixes or CSVs) into the tile data set TO."""
     from pathryoshka.session import ray_session
     from pathryoshka.tiles.slides import cut_slides
 

@@ -69,6 +69,11 @@ def absolute(uri: str) -> str:
     return uri.rstrip("/") if bucket else path
 
 
+def resolved(place: str, base: str) -> str:
+    """`place` as seen from the folder `base`: itself where it is a URI or an absolute path."""
+    return absolute(place if "://" in place or os.path.isabs(os.path.expanduser(place)) else join(base, place))
+
+
 def filesystem(uri: str, cfg: config.Storage) -> tuple[pyarrow.fs.FileSystem, str]:
     """pyarrow's filesystem (cached per process, pickled without credentials) and the path of `uri` inside it."""
     bucket, path = split(uri)

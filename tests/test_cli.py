@@ -219,7 +219,7 @@ def test_tiles_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = stub(monkeypatch, "tiles.slides.cut_slides", return_value=SimpleNamespace(rows=1, shards=(1,)))
     assert run("tiles", "cut", "a.svs", "b.svs", "out", "--mpp", "0.25", "--slide-mpp", "0.5") == 0
     args, options = fake.call_args
-    assert args[:2] == (("a.svs", "b.svs"), "out") and (options["mpp"], options["slide_mpp"]) == (0.25, 0.5)
+    assert args[:2] == (("a.svs", "b.svs"), "out") and (options["mpp"], options["slide_mpp"]) == (("0.25",), 0.5)
 
 
 def test_tiles_phantom(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,9 @@ from scipy import ndimage
 
 from pathryoshka import config, storage
 from pathryoshka.tiles import making
-from pathryoshka.tiles.making import read_failures
+from pathryoshka.tiles.cutting import safe
 from pathryoshka.tiles.shards import iter_tiles
-from pathryoshka.tiles.slides import cut_slides, safe
+from pathryoshka.tiles.slides import cut_slides, read_slides
 from pathryoshka.tiles.sources import KEY_VARIABLE, ImportRefused
 from pathryoshka.tiles.verify import verify
 
@@ -31,6 +31,8 @@ openslide = pytest.importorskip("openslide", reason="SKIPPED: openslide is not i
 tifffile = pytest.importorskip("tifffile", reason="SKIPPED: tifffile is not installed, no slide could be made")
 
 CFG = config.Storage(max_attempts=2)
+SMOOTH = ("white", "blur")
+"""The slides that are drawn here have no texture to tell focus by."""
 CMU = Path(__file__).parent / "data" / "slides" / "CMU-1-Small-Region.svs"
 
 
@@ -74,7 +76,7 @@ def rows_of(uri: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("mpp", [0.25, 0.5, 0.71, 1.3, 0.2])
 def test_every_pixel_lies_where_x_y_and_mpp_say(tmp_path: Path, mpp: float) -> None:
     slide = write_slide(tmp_path / "known.tif")
-    manifest = cut_slides([slide], str(tmp_path / "to"), CFG, size=128, mpp=mpp)
+    manifest = cut_slides([slide], str(tmp_path / "to"), CFG, size=128, mpp=mpp, keep=SMOOTH)
     scale = mpp / 0.25
     across, down = int(1536 / (128 * scale) + 1e-9), int(1024 / (128 * scale) + 1e-9)
     assert manifest.rows == across * down
@@ -98,8 +100,8 @@ def test_every_pixel_lies_where_x_y_and_mpp_say(tmp_path: Path, mpp: float) -> N
 @pytest.mark.usefixtures("in_a_row")
 def test_stride_overlaps_and_glass_is_left_out(tmp_path: Path) -> None:
     slide = write_slide(tmp_path / "half.tif", glass=800)
-    cut_slides([slide], str(tmp_path / "all"), CFG, size=128, mpp=0.25, stride=64, min_tissue=0)
-    cut_slides([slide], str(tmp_path / "most"), CFG, size=128, mpp=0.25, stride=64, min_tissue=0.6)
+    cut_slides([slide], str(tmp_path / "all"), CFG, size=128, mpp=0.25, stride=64, min_tissue=0, keep=SMOOTH)
+    cut_slides([slide], str(tmp_path / "most"), CFG, size=128, mpp=0.25, stride=64, min_tissue=0.6, keep=SMOOTH)
     every, most = rows_of(tmp_path / "all"), rows_of(tmp_path / "most")
     assert len(every) == 23 * 15
     for row in every:
@@ -131,7 +133,7 @@ def test_the_real_slide(tmp_path: Path) -> None:
             there = ndimage.map_coordinates(whole[..., 1], np.meshgrid(y, x, indexing="ij"), order=1)
             misses.append(np.abs(tile[24:200, 24:200, 1] - there).mean())
         assert misses[0] < 8 and misses[0] < 0.6 * min(misses[1:]), misses
-        assert row["tissue"] == pytest.approx(inside[row["x"], row["y"]], abs=0.12)
+        assert row["tissue"] == pytest.approx(inside[row["x"], row["y"]], abs=0.2)  # gaps are closed
     assert manifest.counts["slide"] == {"CMU-1-Small-Region": len(rows)} and verify(str(tmp_path / "to"), CFG) == []
 
 
@@ -157,17 +159,23 @@ def test_a_slide_that_fails_says_why_and_the_others_finish(tmp_path: Path) -> No
     torn = tmp_path / "torn.svs"
     torn.write_bytes(CMU.read_bytes()[:900_000])
     paths = [good, silent, coarse, small, absurd, text, torn, tmp_path / "none.svs"]
-    manifest = cut_slides(paths, str(tmp_path / "to"), CFG)
+    manifest = cut_slides(paths, str(tmp_path / "to"), CFG, keep=SMOOTH, max_failed_share=0.9)
     assert set(manifest.counts["slide"]) == {"good"}
-    reasons = {f.what: f.reason for f in read_failures(str(tmp_path / "to"), CFG)}
-    assert "slide_mpp" in reasons.pop("silent") and "slide_mpp" in reasons.pop("absurd")
-    assert "ask for mpp=1" in reasons.pop("coarse") and "no tile" in reasons.pop("small")
+    rows = {row["slide_id"]: row for row in read_slides(str(tmp_path / "to"), CFG)}
+    assert [rows.pop("good")["status"], {row["status"] for row in rows.values()}] == ["done", {"failed"}]
+    reasons = {name: row["reason"] for name, row in rows.items()}
+    assert "column mpp" in reasons.pop("silent") and "column mpp" in reasons.pop("absurd")
+    assert "ask for mpp=1" in reasons.pop("coarse") and "smaller than one tile" in reasons.pop("small")
     assert "format" in reasons.pop("text") and reasons.pop("none") == "no such file"
     assert reasons.pop("torn") and not reasons
-    assert str(tmp_path) not in (tmp_path / "to" / "_failures.json").read_text()
-    with pytest.raises(ImportRefused, match="text: OpenSlide does not know this format"):
+    for path in (p for p in (tmp_path / "to").rglob("*") if p.is_file()):
+        assert str(tmp_path).encode() not in path.read_bytes()
+    assert verify(str(tmp_path / "to"), CFG) == []
+    with pytest.raises(ImportRefused, match="7 of 8 slides failed"):
+        cut_slides(paths, str(tmp_path / "to"), CFG, keep=SMOOTH)
+    with pytest.raises(ImportRefused, match="text: no reader knows this format"):
         cut_slides([text], str(tmp_path / "other"), CFG)
-    assert not storage.list_files(str(tmp_path / "other"), CFG)
+    assert not (tmp_path / "other" / "_manifest.json").exists()
 
 
 @pytest.mark.usefixtures("in_a_row")
@@ -175,7 +183,9 @@ def test_a_csv_and_options_fill_in_what_files_do_not_say(tmp_path: Path) -> None
     one, two = (write_slide(tmp_path / f"{name}.tif", mpp=None) for name in ("one", "two"))
     table = tmp_path / "slides.csv"
     table.write_text("slide,patient,site,label,mpp,split\none,P7,north,benign,0.5,test\nzero,P1,,,,\n")
-    manifest = cut_slides([one, two], str(tmp_path / "to"), CFG, csv=table, slide_mpp=0.25, split="train", size=128)
+    manifest = cut_slides(
+        [one, two], str(tmp_path / "to"), CFG, csv=table, slide_mpp=0.25, split="train", size=128, keep=SMOOTH
+    )
     by_slide = {row["slide_id"]: row for row in rows_of(tmp_path / "to")}
     assert manifest.counts["slide"] == {"one": 12 * 8, "two": 6 * 4}  # 0.5 and 0.25 mpp at level 0, cut at 0.5
     facts = {k: tuple(r[n] for n in ("patient_id", "site", "label", "split")) for k, r in by_slide.items()}
@@ -203,11 +213,10 @@ def test_pseudonyms_hide_slide_names(tmp_path: Path, monkeypatch: pytest.MonkeyP
     slide = write_slide(tmp_path / "Jane Doe 7.tif")
     bad = tmp_path / "John Doe.svs"
     bad.write_bytes(CMU.read_bytes()[:900_000])
-    manifest = cut_slides([slide, bad], str(tmp_path / "to"), CFG, pseudonymise=True)
+    manifest = cut_slides([slide, bad], str(tmp_path / "to"), CFG, pseudonymise=True, keep=SMOOTH, max_failed_share=0.5)
     assert re.fullmatch("[0-9a-f]{24}", manifest.shards[0].slide_ids[0])
-    for path in (tmp_path / "to").iterdir():
+    for path in (p for p in (tmp_path / "to").rglob("*") if p.is_file()):
         assert b"Doe" not in path.read_bytes() and "Doe" not in path.name
-    assert (tmp_path / "to" / "_failures.json").exists()
 
 
 @pytest.mark.usefixtures("in_a_row")
@@ -218,10 +227,11 @@ def test_a_slide_in_object_storage_is_cut_as_a_local_one(
     write_slide(tmp_path / "in" / "one.tif", 512, 512)
     storage.upload_folder(tmp_path / "in", storage.join(uri, "slides"), s3)
     paths = [storage.join(uri, "slides", name) for name in ("one.tif", "two.tif")]
-    manifest = cut_slides(paths, storage.join(uri, "tiles"), s3)
-    local = cut_slides([tmp_path / "in" / "one.tif"], str(tmp_path / "to"), CFG)
+    manifest = cut_slides(paths, storage.join(uri, "tiles"), s3, keep=SMOOTH, max_failed_share=0.5)
+    local = cut_slides([tmp_path / "in" / "one.tif"], str(tmp_path / "to"), CFG, keep=SMOOTH)
     assert manifest.shards == local.shards
-    assert [(f.what, f.reason) for f in read_failures(storage.join(uri, "tiles"), s3)] == [("two", "no such file")]
+    fates = {row["slide_id"]: row["reason"] for row in read_slides(storage.join(uri, "tiles"), s3)}
+    assert fates == {"one": None, "two": "no such file"}
 
 
 def test_shard_names_are_plain_and_distinct() -> None:

@@ -17,6 +17,8 @@ from pathryoshka.tiles.shards import SCHEMA, SMALL_COLUMNS, ShardEntry, fragment
 
 CHUNK = 8 * 2**20
 SIDE_BY_SIDE = 4
+BESIDE = ("slides.parquet", "_slides")
+"""What a cut of slides leaves beside its shards."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def verify(uri: str, cfg: config.Storage) -> list[Problem]:
     problems = [problem for found, _ in checked for problem in found]
     listed = {shard.path for shard in manifest.shards}
     for path in sizes:
-        if path.endswith(".parquet") and path not in listed:
+        if path.endswith(".parquet") and path not in listed and path.partition("/")[0] not in BESIDE:
             problems.append(Problem(path, "is not in the manifest: left by a broken import? delete it"))
     return problems + list(shared_tiles([(s.path, ids) for s, (_, ids) in zip(manifest.shards, checked, strict=True)]))
 

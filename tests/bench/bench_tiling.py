@@ -1,0 +1,145 @@
+"""Tiles a second of `tiles cut` with two workers against a plain loop of OpenSlide and Pillow, wall time, interleaved.
+
+The loop gets the positions for nothing, reads, resamples and encodes each with the same filter and quality, and writes
+files. `tiles cut` finds them itself, judges every tile and writes shards. Memory over 200 slides is printed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import openslide
+import psutil
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pathryoshka import config
+from pathryoshka.session import ray_session
+from pathryoshka.tiles.slides import cut_slides
+from tests.bench.common import finish
+
+GOAL, SIZE, MPP, QUALITY = 1.8, 224, 0.5, 92
+CMU = Path(__file__).parents[1] / "data" / "slides" / "CMU-1-Small-Region.svs"
+CFG = config.Storage()
+
+
+def plain(slides: list[Path], cut: Path, out: Path) -> int:
+    """The loop: every tile that is kept, as a JPEG file."""
+    out.mkdir()
+    count = 0
+    for path in slides:
+        found = pq.read_table(cut / "_slides" / f"{path.stem}.parquet").to_pylist()
+        with openslide.OpenSlide(path) as slide:
+            level_0 = float(slide.properties["openslide.mpp-x"])
+            side = SIZE * MPP / level_0
+            level = slide.get_best_level_for_downsample(MPP / level_0)
+            part = side / slide.level_downsamples[level]
+            for place in (one for one in found if one["kept"]):
+                at = (place["x"], place["y"])
+                region = slide.read_region(at, level, (math.ceil(part),) * 2).convert("RGB")
+                tile = region.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=(0, 0, part, part))
+                tile.save(out / f"{path.stem}-{count}.jpg", quality=QUALITY, subsampling=0)
+                count += 1
+    return count
+
+
+def hs2p(python: str, slides: list[Path], out: Path) -> float | None:
+    """Seconds that the script tests/bench/hs2p_cut.py says its own work took."""
+    script = Path(__file__).with_name("hs2p_cut.py")
+    command = [python, str(script), str(out), str(SIZE), str(MPP), *map(str, slides)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        print(f"hs2p failed and is left out: {done.stderr.strip().splitlines()[-1:]}")
+        return None
+    print(f"  hs2p: {done.stdout.strip().splitlines()[-1]}")
+    return float(done.stdout.split()[-1])
+
+
+def children_mib() -> float:
+    """Resident memory of everything below this process."""
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            total += process.memory_info().rss if "pathryoshka.tiles.child" in process.cmdline() else 0
+        except psutil.Error:
+            continue
+    return total / 2**20
+
+
+def memory(slides: list[Path], folder: Path) -> tuple[float, float]:
+    """MiB of all children together, median of the second tenth and of the last tenth of 200 slides."""
+    (folder / "many").mkdir()
+    many = [folder / "many" / f"{i:03d}{slides[i % len(slides)].suffix}" for i in range(200)]
+    for i, path in enumerate(many):
+        path.symlink_to(slides[i % len(slides)])
+    seen: list[float] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.2):
+            seen.append(children_mib())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    cut_slides(many, str(folder / "cut_many"), CFG, size=SIZE, mpp=1.0, cap=60)
+    stop.set()
+    thread.join()
+    tenth = max(1, len(seen) // 10)
+    return float(np.median(seen[tenth : 2 * tenth])), float(np.median(seen[-tenth:]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--slides", nargs="*", type=Path, default=[], help="slides with mpp  [default: the one that ships]"
+    )
+    args = parser.parse_args()
+    ratios, seconds, others = [], [], []
+    with tempfile.TemporaryDirectory() as name, ray_session(2):
+        folder = Path(name)
+        slides = []
+        for i in range(8 if not args.slides else 2):
+            for path in args.slides or [CMU]:
+                copy = folder / f"{path.stem}-{i}{path.suffix}"
+                copy.symlink_to(path.resolve())
+                slides.append(copy)
+        print(f"{len(slides)} slides", flush=True)
+        cut_slides(slides, str(folder / "warm"), CFG, size=SIZE, mpp=MPP)  # workers and their children start
+        for repeat in range(args.repeats):
+            begun = time.perf_counter()
+            count = plain(slides, folder / "warm", folder / f"plain{repeat}")
+            middle = time.perf_counter()
+            rows = cut_slides(slides, str(folder / f"cut{repeat}"), CFG, size=SIZE, mpp=MPP).rows
+            ended = time.perf_counter()
+            assert rows == count, (rows, count)
+            ratios.append((middle - begun) / (ended - middle))
+            seconds.append(ended - middle)
+            rates = count / (middle - begun), rows / (ended - middle)
+            print(f"repeat {repeat}: plain {rates[0]:.0f} tiles/s, tiles cut {rates[1]:.0f}", flush=True)
+            if python := os.environ.get("HS2P_PYTHON"):
+                took = hs2p(python, slides, folder / f"hs2p{repeat}")
+                others += [took] if took else []
+        if not os.environ.get("HS2P_PYTHON"):
+            print("SKIPPED: HS2P_PYTHON names no python with hs2p; not compared")
+        if others:
+            print(f"tiles cut takes {statistics.median(seconds) / statistics.median(others):.2f} of hs2p's time")
+        early, late = memory(args.slides or [CMU], folder)
+        print(f"200 slides: {early:.0f} MiB of readers early on, {late:.0f} MiB at the end")
+    finish(
+        "tiling", ratios, GOAL, tiles=count, seconds=statistics.median(seconds), hs2p_seconds=others, mib=[early, late]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
