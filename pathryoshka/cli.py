@@ -183,12 +183,16 @@ def tiles_verify(run: config.Run, uri: str) -> int:
 @click.argument("to", type=click.Path(path_type=Path))
 @run_options
 @click.option("--num-tiles", "n", default=48, show_default=True)
+@click.option("--num-slides", default=24, show_default=True, help="slides drawn on a page")
 @click.option("--seed", default=0, show_default=True)
-def tiles_show(run: config.Run, uri: str, to: Path, **choices: Any) -> None:
-    """Write a contact sheet of the data set at URI as the PNG file TO."""
-    from pathryoshka.tiles.show import show
+def tiles_show(run: config.Run, uri: str, to: Path, n: int, num_slides: int, seed: int) -> None:
+    """Show the data set at URI: as the page TO (.html) with slides and statistics, or a contact sheet (.png)."""
+    from pathryoshka.tiles import overview, show
 
-    show(uri, run.storage, to, **choices)
+    if to.suffix == ".html":
+        overview.write_overview(uri, run.storage, str(to), num_slides=num_slides, num_tiles=n, seed=seed)
+    else:
+        show.show(uri, run.storage, to, n=n, seed=seed)
     click.echo(f"{to}: look at it")
 
 
