@@ -32,6 +32,8 @@ FATES = {
     "blur": (0, 158, 115),
 }
 OTHER = (120, 60, 0)
+VEILS = {KEPT: (45, 170), "no_tissue": (0, 50)}
+"""Opacity (0 ... 255) of fill and outline where it is not that of a refused tile: tissue is to be seen through."""
 OUTLINE = (20, 60, 20)
 FEW = 8
 """Up to so many resolutions are taken for separate grids, of which one is drawn; more are one range, drawn together."""
@@ -88,9 +90,9 @@ def tinted(picture: Image.Image, tiles: list[tuple[Any, ...]]) -> Image.Image:
     draw = ImageDraw.Draw(veil)
     for fate, left, top, side in tiles:
         colour = FATES.get(fate, OTHER)
-        faint = fate == "no_tissue"
+        fill, line = VEILS.get(fate, (130, 230))
         box = (left, top, max(left + side - 1, left + 1), max(top + side - 1, top + 1))
-        draw.rectangle(box, fill=(*colour, 0 if faint else 100), outline=(*colour, 90 if faint else 230))
+        draw.rectangle(box, fill=(*colour, fill), outline=(*colour, line))
     return Image.alpha_composite(picture.convert("RGBA"), veil).convert("RGB")
 
 
