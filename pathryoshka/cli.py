@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import click
 import yaml
 
-from pathryoshka import __version__, config
+from pathryoshka import __version__, cli_tiles_more, config
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
@@ -194,6 +194,10 @@ def tiles_show(run: config.Run, uri: str, to: Path, n: int, num_slides: int, see
     else:
         show.show(uri, run.storage, to, n=n, seed=seed)
     click.echo(f"{to}: look at it")
+
+
+for command in cli_tiles_more.COMMANDS:
+    tiles.add_command(command)
 
 
 def say_manifest(uri: str, manifest: Any) -> None:
