@@ -20,7 +20,7 @@ from PIL import Image
 
 from pathryoshka import config, storage
 from pathryoshka.tiles.grid import KEPT, REASONS, Cut, judge, positions
-from pathryoshka.tiles.pixels import encoded, judged, kept, tiles
+from pathryoshka.tiles.pixels import blurred, encoded, kept, tiles
 from pathryoshka.tiles.readers import Opened, open_slide
 from pathryoshka.tiles.shards import SCHEMA, ShardEntry, write_shard
 from pathryoshka.tiles.sources import dealt
@@ -130,9 +130,12 @@ def write_shards(
 
     facts = identity(slide)
     for i, tile in tiles(opened, found, kept(found), cut):
+        if tile is None:
+            found["reason"][i] = REASONS.index("white")
+            continue
         array = np.asarray(tile)
-        if reason := judged(array, cut.keep):
-            found["reason"][i] = REASONS.index(reason)
+        if "blur" not in cut.keep and blurred(array):
+            found["reason"][i] = REASONS.index("blur")
             continue
         x, y, mpp, share = (found[name][i].item() for name in ("x", "y", "mpp", "tissue"))
         image = encoded(tile, cut)

@@ -36,8 +36,11 @@ def level_for(opened: Opened, scale: float) -> int:
     return fine[-1] if fine else 0
 
 
-def tiles(opened: Opened, found: np.ndarray, indices: Sequence[int], cut: Cut) -> Iterator[tuple[int, Image.Image]]:
-    """(index, RGB picture of `cut.size` pixels) of the positions `indices`, in reading order."""
+def tiles(
+    opened: Opened, found: np.ndarray, indices: Sequence[int], cut: Cut
+) -> Iterator[tuple[int, Image.Image | None]]:
+    """(index, RGB picture of `cut.size` pixels) of the positions `indices`, in reading order; None for glass, which is
+    told before it costs a resampling."""
     for resolution in np.unique(found["side"][list(indices)]):
         level = level_for(opened, resolution / cut.size)
         downsample, side = opened.downsamples[level], resolution / opened.downsamples[level]
@@ -50,10 +53,17 @@ def tiles(opened: Opened, found: np.ndarray, indices: Sequence[int], cut: Cut) -
             x1 = min(width, math.ceil(float(lefts[-1]) + side + margin))
             y1 = min(height, math.ceil(top + side + margin))
             read = opened.read(level, x0, y0, x1 - x0, y1 - y0)
+            green = np.asarray(read.getchannel("G"))
             for i, left in zip(strip, lefts.tolist(), strict=True):
                 # a level may be half a pixel short of the slide
                 box = (left - x0, top - y0, min(left - x0 + side, x1 - x0), min(top - y0 + side, y1 - y0))
-                yield i, resampled(read, box, cut.size)
+                yield i, None if "white" not in cut.keep and flat(green, box) else resampled(read, box, cut.size)
+
+
+def flat(green: np.ndarray, box: tuple[float, float, float, float]) -> bool:
+    """Whether the part of uint8 [h, w] in `box` hardly varies, by every second pixel of it."""
+    left, top, right, bottom = (int(v) for v in box)
+    return bool(green[top:bottom:2, left:right:2].std() < FLATTEST)
 
 
 def resampled(image: Image.Image, box: tuple[float, float, float, float], size: int) -> Image.Image:
@@ -63,17 +73,12 @@ def resampled(image: Image.Image, box: tuple[float, float, float, float], size: 
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
-def judged(tile: np.ndarray, keep: Sequence[str]) -> str | None:
-    """The reason of REASONS for which uint8 [h, w, 3] is refused, or None."""
+def blurred(tile: np.ndarray) -> bool:
+    """Whether uint8 [h, w, 3] is out of focus, by every second row of it."""
     green = tile[..., 1].astype(np.int16)
-    if "white" not in keep and green.std() < FLATTEST:
-        return "white"
-    if "blur" not in keep:
-        around = green[:-2, 1:-1] + green[2:, 1:-1] + green[1:-1, :-2] + green[1:-1, 2:]
-        edges = (around - 4 * green[1:-1, 1:-1]).astype(np.float32).ravel()
-        if edges @ edges < BLURRED * edges.size:
-            return "blur"
-    return None
+    around = green[:-2:2, 1:-1] + green[2::2, 1:-1] + green[1:-1:2, :-2] + green[1:-1:2, 2:]
+    edges = (around - 4 * green[1:-1:2, 1:-1]).astype(np.float32).ravel()
+    return bool(edges @ edges < BLURRED * edges.size)
 
 
 def encoded(tile: Image.Image, cut: Cut) -> bytes:

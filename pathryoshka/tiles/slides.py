@@ -127,7 +127,10 @@ def cut_slides(
 def check(cut: Cut) -> None:
     """Raises ImportRefused for a cut that no slide could bear."""
     wrong = [
-        (cut.size < 16 or cut.size > 4096, f"size must be 16 ... 4096 pixels, not {cut.size}"),
+        (
+            cut.size < 16 or cut.size > 4096,
+            f"size must be 16 ... 4096 pixels, not {cut.size}",
+        ),
         (cut.stride < 1, f"stride must be at least one pixel, not {cut.stride}"),
         (not 0 <= cut.min_tissue <= 1, f"min_tissue is a share, 0 ... 1, not {cut.min_tissue}"),
         (cut.cap is not None and cut.cap < 1, f"cap must be at least one tile, not {cut.cap}"),
