@@ -37,4 +37,23 @@ def duplicates(uri: str, drop: bool, keep: tuple[str, ...], file: Path | None, s
         click.echo("\n".join(as_lines(find_duplicates(uri, run.storage, drop=drop, keep=keep))))
 
 
-COMMANDS = (duplicates,)
+@click.command()
+@click.argument("uri")
+@click.option("--teacher", default="efficientnet_lite0", show_default=True, help="row of the zoo, or timm:<name>")
+@click.option("--weights", help="file, folder or URI of its weights  [default: where its row says]")
+@click.option("--num-clusters", type=click.IntRange(2), default=64, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@storage_options
+def cluster(
+    uri: str, teacher: str, weights: str | None, file: Path | None, settings: tuple[str, ...], **choices: int
+) -> None:
+    """Group the tiles of URI by what a teacher sees in them, for plan.balance=cluster."""
+    from pathryoshka.clusters import cluster_tiles
+
+    run = config.load_run("demo", file, settings)
+    encoder = config.Teacher(model=teacher, weights=weights)
+    sizes = cluster_tiles(uri, run.storage, encoder, **choices)
+    click.echo(f"{uri}: {sizes.sum()} tiles in {len(sizes)} clusters of {sizes.min()} to {sizes.max()}")
+
+
+COMMANDS = (duplicates, cluster)

@@ -21,8 +21,9 @@ from pathryoshka import config, storage
 from pathryoshka.page import page, table
 from pathryoshka.tiles.census import Census, Spread, spread, take_census
 from pathryoshka.tiles.cutting import FOLDER
+from pathryoshka.tiles.duplicates import DUPLICATES, SCOPES
 from pathryoshka.tiles.preview import FATES, KEPT, OTHER, Preview, jpeg, preview
-from pathryoshka.tiles.shards import Manifest, read_manifest
+from pathryoshka.tiles.shards import DROPPED, Manifest, read_manifest
 from pathryoshka.tiles.show import sample, thumbnail
 
 SLIDES = "slides.parquet"
@@ -72,6 +73,7 @@ def write_overview(
         *slides_part(uri, cfg, slides, num_slides, seed),
         *census_part(take_census(uri, cfg, manifest, seed), manifest),
         *shares_part(manifest),
+        *duplicates_part(uri, cfg),
         *tiles_part(uri, cfg, manifest, num_tiles, seed),
     ]
     storage.write_bytes(str(to), page("Pathryoshka: tiles", "\n".join(parts)).encode(), cfg)
@@ -298,6 +300,16 @@ def shares_part(manifest: Manifest) -> list[str]:
 def spread_cells(found: Spread) -> list[str]:
     sizes = [f"{found.smallest:,}", f"{found.median:,.0f}", f"{found.largest:,}"]
     return [f"{found.num:,}", f"{found.effective:.1f}", *sizes, f"{found.largest / found.total:.0%}"]
+
+
+def duplicates_part(uri: str, cfg: config.Storage) -> list[str]:
+    if not storage.exists(storage.join(uri, DUPLICATES), cfg):
+        return ['<p class="faint">Duplicates were not looked for: <code>pathryoshka tiles duplicates</code>.</p>']
+    counts = Counter((row["scope"], row["kind"]) for row in read_table(uri, cfg, DUPLICATES))
+    rows = [("", [where, *(f"{counts[where, kind]:,}" for kind in ("exact", "near"))]) for where in SCOPES]
+    dropped = storage.exists(storage.join(uri, DROPPED), cfg)
+    said = "A list of dropped tiles lies beside the manifest." if dropped else "None of them is left out."
+    return ["<h3>Duplicates</h3>", table(["", "same pixels", "nearly the same"], rows), f"<p>{said}</p>"]
 
 
 def tiles_part(uri: str, cfg: config.Storage, manifest: Manifest, num_tiles: int, seed: int) -> list[str]:
