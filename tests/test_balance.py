@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
+from pathryoshka import config
+from pathryoshka.driver import make_stream, plan_of, tiles_of
+from pathryoshka.recipes import debug
+from pathryoshka.tiles.ledger import Ledger
 from pathryoshka.tiles.plan import PHASES, REPEATS, Plan, PlanError, Weights, make_plan, rates
+from pathryoshka.tiles.segments import segment_batches
+from tests.blotches import rows, write
 from tests.test_plan import entry
 
 GROUPS = [[64, 64, 17]] * 3 + [[64]] * 2 + [[9]]
@@ -145,3 +154,48 @@ def test_weights_are_compared_by_digest_and_cheap_for_a_million_tiles() -> None:
     for k in range(100_001, 100_011):
         assert plan.segment(k).keep.all()
     assert (time.process_time() - started) / 10 < 0.1
+
+
+def test_a_balanced_plan_is_delivered_seq_by_seq(tmp_path: Path) -> None:
+    """Real tiles through the readers: every planned seq once, no view twice, sites as even as asked."""
+    tiles = rows(40, split="distil", site="north") + rows(8, start=40, split="distil", site="south")
+    uri = write(tmp_path / "set", tiles)
+    run = debug()
+    run = run.model_copy(
+        update={
+            "data": run.data.model_copy(update={"tiles": (uri,), "splits": ()}),
+            "views": run.views.model_copy(update={"size": 32, "mix_share": 0.0, "per_tile": 0}),
+            "plan": config.Plan(balance="site", num_views=1500, window=2),
+        }
+    )
+    manifests = tiles_of(run)
+    source = make_stream(run, manifests, plan_of(run, manifests), (2, 2), {}).source
+    ledger, south, pictures = Ledger(), 0, set()
+    for k in range(source.plan.num_segments):
+        segment = source.plan.segment(k)
+        south += int(((segment.group * 16 + segment.row) >= 40)[segment.keep].sum())
+        for batch in segment_batches(source, k, Ledger()):
+            real = batch.weight > 0
+            ledger = ledger.add(batch.seq[real])
+            pictures |= {view.tobytes() for view in batch.views[real]}
+    assert ledger.ranges == ((0, 1500),) and len(pictures) == 1500
+    assert abs(south / 1500 - 0.5) < 0.02  # a visit is 16 entries, and the plan breaks off inside of one
+
+
+def test_the_verbs_say_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from pathryoshka.cli import cli
+    from pathryoshka.tiles.duplicates import Found
+
+    found = mock.Mock(return_value=Found({("near", "across splits"): 3}, 60, "set/_duplicates.parquet", True))
+    monkeypatch.setattr("pathryoshka.tiles.duplicates.find_duplicates", found)
+    monkeypatch.setattr("pathryoshka.session.ray_session", lambda cpus: contextlib.nullcontext())
+    said = CliRunner().invoke(cli, ["tiles", "duplicates", "set", "--drop", "--keep", "test"], catch_exceptions=False)
+    assert "across splits: 0 exact, 3 near" in said.output and "3 tiles are left out" in said.output
+    assert found.call_args.args[0] == "set" and found.call_args.kwargs == {"drop": True, "keep": ("test",)}
+    cluster = mock.Mock(return_value=np.array([4, 5]))
+    monkeypatch.setattr("pathryoshka.clusters.cluster_tiles", cluster)
+    said = CliRunner().invoke(cli, ["tiles", "cluster", "set", "--num-clusters", "2"], catch_exceptions=False)
+    assert said.output == "set: 9 tiles in 2 clusters of 4 to 5\n"
+    assert cluster.call_args.kwargs == {"num_clusters": 2, "seed": 0}
