@@ -7,48 +7,23 @@ stderr; PATHRYOSHKA_DEBUG=1 adds the traceback. Heavy rooms are imported inside 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 import yaml
 
 from pathryoshka import __version__, config
+from pathryoshka.cli_options import FAILED, INTERRUPTED, WRONG_USAGE, InOrder, run_options
 from pathryoshka.cli_teachers import teachers
-
-FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
-
-
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds `--recipe`, `--config` and `--set`, and hands the command the run that they name."""
-
-    @functools.wraps(command)
-    def with_run(recipe: str, file: Path | None, settings: tuple[str, ...], **rest: Any) -> Any:
-        return command(config.load_run(recipe, file, settings), **rest)
-
-    decorated: Callable[..., Any] = with_run
-    for option in (
-        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="e.g. loss.weights.uni2_h=0.5"),
-        click.option("--config", "file", type=click.Path(path_type=Path), help="YAML laid over the recipe"),
-        click.option("--recipe", default="demo", show_default=True, help="demo, debug, paper_b or paper_s"),
-    ):
-        decorated = option(decorated)
-    return decorated
-
-
-class InOrder(click.Group):
-    """Lists verbs in the order in which they are used, not of the alphabet."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+from pathryoshka.cli_tiles import tiles
 
 
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -81,123 +56,8 @@ def config_show(run: config.Run) -> None:
     click.echo(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False), nl=False)
 
 
-@cli.group(cls=InOrder)
-def tiles() -> None:
-    """Make, check and look at tile data sets."""
-
-
-@tiles.command(name="import")
-@click.argument("source")
-@click.argument("to")
-@run_options
-@click.option("--csv", help="what each tile is: columns tile, slide, patient, site, label, mpp, split")
-@click.option("--split", help="of tiles whose split no CSV says")
-@click.option("--seed", default=0, show_default=True, help="of the shuffle")
-@click.option("--max-failed-share", default=0.01, show_default=True, help="share of unreadable images to leave out")
-@click.option("--pseudonymise", is_flag=True, help="names become hashes, keyed by PATHRYOSHKA_PSEUDONYM_KEY")
-def tiles_import(run: config.Run, source: str, to: str, **choices: Any) -> None:
-    """Import a folder of images (sub-folders are labels) as the tile data set TO."""
-    from pathryoshka.session import ray_session
-    from pathryoshka.tiles.importing import import_images
-
-    with ray_session(os.cpu_count() or 1):
-        say_manifest(to, import_images(source, to, run.storage, **choices))
-
-
-@tiles.command(name="phantom")
-@click.argument("to")
-@run_options
-@click.option("--num-tiles", default=1000, show_default=True)
-@click.option("--num-patients", default=30, show_default=True)
-@click.option("--num-sites", default=3, show_default=True)
-@click.option("--size", default=224, show_default=True, help="side of a tile in pixels")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--parallel", is_flag=True, help="patients side by side on Ray; the bytes are the same")
-def tiles_phantom(run: config.Run, to: str, parallel: bool, **choices: Any) -> None:
-    """Draw labelled synthetic tissue, always called phantom, as the tile data set TO."""
-    from pathryoshka.session import ray_session
-    from pathryoshka.tiles.phantom import write_phantom
-
-    with ray_session(os.cpu_count() or 1) if parallel else contextlib.nullcontext():
-        say_manifest(to, write_phantom(to, run.storage, parallel=parallel, **choices))
-
-
-@tiles.command(name="phantom-slide")
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--width", default=8192, show_default=True, help="pixels")
-@click.option("--height", default=8192, show_default=True, help="pixels")
-@click.option("--seed", default=0, show_default=True)
-def tiles_phantom_slide(path: Path, **choices: Any) -> None:
-    """Draw a synthetic slide as the pyramidal TIFF PATH, to be cut like a real one."""
-    from pathryoshka.tiles.phantom_slide import phantom_slide
-
-    phantom_slide(path, **choices)
-    click.echo(f"{path}: a phantom slide; pathryoshka tiles cut {path} TO")
-
-
-@tiles.command(name="cut")
-@click.argument("slides", nargs=-1, required=True)
-@click.argument("to")
-@run_options
-@click.option("--size", default=224, show_default=True, help="side of a tile in pixels")
-@click.option("--mpp", multiple=True, default=("0.5",), show_default=True, help="of tiles; several times, or 0.25..2.0")
-@click.option("--min-tissue", default=0.5, show_default=True, help="share of a tile that must be tissue")
-@click.option("--stride", type=int, help="pixels from tile to tile  [default: size]")
-@click.option("--keep", multiple=True, type=click.Choice(("pen", "black", "white", "blur")), help="a filter left off")
-@click.option("--cap", type=int, help="most tiles of a slide, drawn by the seed")
-@click.option("--format", "image_format", default="jpeg", show_default=True, help="jpeg, webp or png")
-@click.option("--quality", default=92, show_default=True, help="of jpeg and webp, at least 90")
-@click.option("--slide-mpp", type=float, help="resolution of slides whose file does not say")
-@click.option("--csv", help="what each slide is: columns slide, mask, patient, site, label, mpp, split")
-@click.option("--split", help="of every tile")
-@click.option("--seed", default=0, show_default=True, help="of the shuffle and of all that is drawn")
-@click.option("--pseudonymise", is_flag=True, help="names become hashes, keyed by PATHRYOSHKA_PSEUDONYM_KEY")
-@click.option("--resume", is_flag=True, help="refuse to begin anew; a cut that is there is continued in any case")
-@click.option("--max-failed-share", default=0.1, show_default=True, help="share of slides that may fail")
-@click.option("--time-limit", "time_limit_s", default=3600.0, show_default=True, help="seconds a slide may take")
-@click.option("--cache-gb", default=50.0, show_default=True, help="for copies of slides out of object storage")
-def tiles_cut(run: config.Run, slides: tuple[str, ...], to: str, **choices: Any) -> None:
-    """Cut whole slides (files, globs, folders, prefixes or CSVs) into the tile data set TO."""
-    from pathryoshka.session import ray_session
-    from pathryoshka.tiles.slides import cut_slides
-
-    with ray_session(os.cpu_count() or 1):
-        say_manifest(to, cut_slides(slides, to, run.storage, **choices))
-
-
-@tiles.command(name="verify")
-@click.argument("uri")
-@run_options
-def tiles_verify(run: config.Run, uri: str) -> int:
-    """Read every shard again and name the ones that are not what was written."""
-    from pathryoshka.tiles.verify import verify
-
-    problems = verify(uri, run.storage)
-    for problem in problems:
-        click.echo(f"{problem.shard or uri}: {problem.what}", err=True)
-    click.echo(f"{uri}: {len(problems)} problems" if problems else f"{uri}: every byte is what was written")
-    return FAILED if problems else 0
-
-
-@tiles.command(name="show")
-@click.argument("uri")
-@click.argument("to", type=click.Path(path_type=Path))
-@run_options
-@click.option("--num-tiles", "n", default=48, show_default=True)
-@click.option("--seed", default=0, show_default=True)
-def tiles_show(run: config.Run, uri: str, to: Path, **choices: Any) -> None:
-    """Write a contact sheet of the data set at URI as the PNG file TO."""
-    from pathryoshka.tiles.show import show
-
-    show(uri, run.storage, to, **choices)
-    click.echo(f"{to}: look at it")
-
-
+cli.add_command(tiles)
 cli.add_command(teachers)
-
-
-def say_manifest(uri: str, manifest: Any) -> None:
-    click.echo(f"{uri}: {manifest.rows} tiles, shards: {len(manifest.shards)}")
 
 
 @cli.command()

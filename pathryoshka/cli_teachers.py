@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from pathryoshka import config
+from pathryoshka.cli_options import FAILED
 
-FAILED = 1
 GIB_IN_MIB = 1024
 
 

@@ -59,6 +59,10 @@ class Plan(Section):
     seed: int = 0
     num_views: int = Field(1_000_000, ge=1, description="views presented to the student in the whole run")
     window: int = Field(8, ge=1, description="row groups shuffled together: one segment")
+    balance: Literal["none", "patient", "site", "label", "cluster"] = Field(
+        "none", description="what is to count alike"
+    )
+    balance_power: float = Field(1.0, ge=0, le=1, description="0 = tiles as they come, 1 = equal shares")
 
 
 class Teacher(Section):

@@ -29,6 +29,7 @@ from pathryoshka.session import console, ray_session
 from pathryoshka.teachers.licences import Terms, ledger, refuse_by_policy, terms
 from pathryoshka.teachers.pool import Facts, TeacherPool
 from pathryoshka.teachers.zoo import row_by_name
+from pathryoshka.tiles.balance import identity, weights_of
 from pathryoshka.tiles.plan import ROWS, Plan, make_plan
 from pathryoshka.tiles.segments import Source
 from pathryoshka.tiles.shards import Manifest, read_manifest
@@ -69,7 +70,8 @@ def prepared(run: config.Run, allow_change: tuple[str, ...], say: Say) -> Iterat
     with contextlib.ExitStack() as stack:
         stack.enter_context(watch.words_for_interrupts(JobError))
         lease = stack.enter_context(Lease.acquire(uri, run.storage, f"{socket.gethostname()}:{os.getpid()}"))
-        refuse_changes(run, uri, [manifest.digest() for manifest in tiles.values()], allow_change)
+        made_from = [identity(where, run.storage, found, run.plan.balance) for where, found in tiles.items()]
+        refuse_changes(run, uri, made_from, allow_change)
         resumed = checkpoint.record_attempt(uri, lease.token, run.storage)
         begin = f"continuing from step {resumed.step}" if resumed else "from the start"
         say(f"run {uri}: attempt {lease.token}, {begin}")
@@ -111,6 +113,7 @@ def plan_of(run: config.Run, tiles: dict[str, Manifest]) -> Plan:
         num_views=run.plan.num_views,
         window=run.plan.window,
         mix_share=run.views.mix_share,
+        weights=weights_of(tiles, run.storage, run.data.splits, run.plan),
     )
     if plan.segment_rows % run.train.micro_batch:
         raise config.ConfigError(

@@ -20,8 +20,8 @@ from pathryoshka.evaluate.datasets import short_names
 from pathryoshka.evaluate.embed import Embedded, EmbedError, embed_tiles
 from pathryoshka.evaluate.neighbours import Panel, nearest
 from pathryoshka.evaluate.scores import PCA, TEACHERS_MEAN, Scores
-from pathryoshka.export.seen import perceptual_hash
 from pathryoshka.tiles import shards
+from pathryoshka.tiles.phash import perceptual_hash
 from pathryoshka.tiles.views import identity_view
 from tests.blotches import CFG, COLOURS, CONTENDERS, SIZE, WIDTHS, good, mean_colour, rows, tile, write
 

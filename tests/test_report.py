@@ -15,9 +15,10 @@ from PIL import Image
 
 from pathryoshka import config, storage
 from pathryoshka.evaluate.neighbours import Panel, Picture, Query
-from pathryoshka.evaluate.pictures import COLOURS, loss_figure, score_figure, short, spread, thinned, thousands, to_png
+from pathryoshka.evaluate.pictures import loss_figure, score_figure, short, spread, thinned, thousands, to_png
 from pathryoshka.evaluate.report import Story, duration, headline, render, write_report
 from pathryoshka.evaluate.scores import PCA, TEACHERS_MEAN, Cost, DataSet, Difference, Row, Scores
+from pathryoshka.page import COLOURS
 
 CFG = config.Storage()
 WIDTHS = (24, 48, 96, 192)

@@ -12,7 +12,8 @@ from PIL import Image
 from pathryoshka import config
 from pathryoshka.evaluate.compare import evaluate
 from pathryoshka.export import seen as seeing
-from pathryoshka.export.seen import SeenError, collect_seen, perceptual_hash, seen_from_bytes, seen_to_bytes
+from pathryoshka.export.seen import SeenError, collect_seen, seen_from_bytes, seen_to_bytes
+from pathryoshka.tiles.phash import perceptual_hash
 from tests.blotches import CFG, COLOURS, CONTENDERS, SIZE, WIDTHS, png, rows, tile, write
 
 

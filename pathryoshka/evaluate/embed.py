@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from pathryoshka import config
-from pathryoshka.export.seen import choose_tiles, perceptual_hash
+from pathryoshka.export.seen import choose_tiles
+from pathryoshka.tiles.phash import perceptual_hash
 from pathryoshka.tiles.shards import iter_tiles
 from pathryoshka.tiles.views import TileError, decode, identity_view
 

@@ -22,23 +22,8 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from pathryoshka.evaluate.scores import DataSet, Row, Scores
+from pathryoshka.page import COLOURS
 
-# name -> (light, dark); each light value is unique, since it is what becomes `var(--name)`.
-COLOURS = {
-    "paper": ("#ffffff", "#14181d"),
-    "ink": ("#1d2630", "#e8edf2"),
-    "faint": ("#66717c", "#98a4b0"),
-    "line": ("#d5dbe1", "#333c46"),
-    "student": ("#0b5cc4", "#6cb0ff"),
-    "pca": ("#b05200", "#ffa64d"),
-    "start": ("#4d7c6f", "#7fc4b1"),
-    "random": ("#8a8f98", "#8b95a1"),
-    "teacher0": ("#8e2a8b", "#e08bdd"),
-    "teacher1": ("#00786a", "#3fd0bb"),
-    "teacher2": ("#9a3412", "#ff9b7a"),
-    "teacher3": ("#5b5fc7", "#a9adff"),
-    "teacher4": ("#6b6a00", "#cdcb4a"),
-}
 MARKERS = ("D", "s", "^", "v", "P")
 NESTED = {
     "student": ("student (95 %)", "-", "o", 2.6),

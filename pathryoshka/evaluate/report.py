@@ -15,10 +15,10 @@ import yaml
 
 from pathryoshka import config, storage
 from pathryoshka.evaluate.neighbours import Panel, Picture, Query
-from pathryoshka.evaluate.page import drawing, page, table
 from pathryoshka.evaluate.pictures import loss_figure, score_figure, short, thousands, to_png, to_svg
 from pathryoshka.evaluate.scores import DataSet, Row, Scores
 from pathryoshka.evaluate.tables import cost_table, data_set_part, plural, points
+from pathryoshka.page import drawing, page, table
 
 
 @dataclass(frozen=True)

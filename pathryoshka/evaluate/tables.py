@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from pathryoshka.evaluate.page import drawing, table
 from pathryoshka.evaluate.pictures import PROBE_NAMES, describe_scores, score_figure, short, thousands, to_svg
 from pathryoshka.evaluate.scores import PCA, TEACHERS_MEAN, Cost, DataSet, Row, Scores
+from pathryoshka.page import drawing, table
 
 
 def with_interval(row: Row) -> str:

@@ -20,38 +20,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from pathryoshka import config
+from pathryoshka.tiles.phash import MAX_DISTANCE, perceptual_hash
 
 VERSION = 1
 MAX_TILES = 200_000
-MAX_DISTANCE = 3
-"""Bits in which hashes of one picture may differ. One of four parts of 16 bits is then equal: that is the index."""
-SMALLEST_CONTRAST = 8.0
-"""Grey levels: below this deviation a tile is background, whose hash would be noise; it has none. With it no two of
-1,620 different H&E tiles (1.3 M pairs) are within `MAX_DISTANCE`, and every one of them resized to half its side, or
-saved again as JPEG of quality 75, is (measured on LC25000, GlaS and CRC tiles of 224 px, the latter on a fifth)."""
 NO_SITE = "unknown"
-
-# Rows 0-7 of the orthonormal DCT-II of 32 samples.
-COSINES = np.sqrt(2 / 32) * np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange(32)[None, :] + 1) / 64)
-COSINES[0] /= np.sqrt(2)
 
 
 class SeenError(ValueError):
     """Tiles or patients that distillation saw, or a file that does not say what it saw."""
-
-
-def perceptual_hash(tile: np.ndarray) -> int:
-    """64 bits of uint8 [H, W, 3]: signs of the lowest 8 x 8 cosines of the grey image about their median; 0 = none."""
-    grey = np.asarray(Image.fromarray(tile).convert("L").resize((32, 32), Image.Resampling.BILINEAR), np.float64)
-    if grey.std() < SMALLEST_CONTRAST:
-        return 0
-    low = (COSINES @ grey @ COSINES.T).ravel()
-    bits = low > np.median(low[1:])
-    bits[0] = True  # the mean brightness says nothing; set, so that 0 is free to mean "none"
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 What is written is a function of the images, the CSV and the seed. Images are dealt to shards by a keyed hash of their
 tile id, so each shard is a fair sample of its split and the order of a listing means nothing. JPEG, PNG and WebP are
-stored byte for byte, with whatever they carry beside pixels; anything else Pillow reads becomes PNG.
+stored byte for byte, with whatever they carry beside pixels unless names are to be hidden; anything else Pillow reads
+becomes PNG.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathryoshka.tiles.making import Failure, Written, make_data_set
 from pathryoshka.tiles.shards import ROWS_PER_GROUP, SCHEMA, Manifest, write_shard
 from pathryoshka.tiles.sources import Tile, dealt, from_csv, from_folder, pseudonymiser, with_ids
 from pathryoshka.tiles.stats import TileStats, tissue_share
+from pathryoshka.tiles.strip import stripped
 from pathryoshka.tiles.views import TileError, decode
 
 KEPT_AS_IS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
@@ -60,7 +62,7 @@ def import_images(
         split: of tiles whose split no CSV says.
         max_failed_share: unreadable images up to this share are left out and listed in `_failures.json`.
         pseudonymise: slide, patient, site and tile names become keyed hashes (HMAC-SHA-256, key in the environment
-            variable PATHRYOSHKA_PSEUDONYM_KEY) before ids are made. Pixels and metadata inside images stay.
+            variable PATHRYOSHKA_PSEUDONYM_KEY) before ids are made, and metadata inside images goes; the pixels stay.
 
     Returns:
         The manifest; also when the same import is there already, which is then left as it is.
@@ -108,7 +110,7 @@ def chunked(tiles: Sequence[Tile], seed: int, rows: int) -> Iterator[tuple[Tile,
 
 
 def write_chunk(
-    base: str, to: str, cfg: config.Storage, rows_per_group: int, hide_paths: bool, item: tuple[int, Sequence[Tile]]
+    base: str, to: str, cfg: config.Storage, rows_per_group: int, hide: bool, item: tuple[int, Sequence[Tile]]
 ) -> Written:
     """Reads, checks and writes the tiles of a chunk as shard number `item[0]`; a plain function, run by Ray or not."""
     index, tiles = item
@@ -128,12 +130,12 @@ def write_chunk(
                 silent = 0 if isinstance(data, storage.NotFound) else silent + 1
                 if silent == READERS:
                     raise data  # it is not the images
-                failures.append(Failure(tile.tile_id, why(data, base, tile, hide_paths)))
+                failures.append(Failure(tile.tile_id, why(data, base, tile, hide)))
                 continue
             silent = 0
             try:
                 pixels = decode(data)
-                rows.append(row(tile, pixels, data))
+                rows.append(row(tile, pixels, data, hide))
                 stats.append(TileStats.of([pixels]))
             except TileError as error:
                 # Pillow names the memory address of what it could not identify; the list is to be the same every time
@@ -147,19 +149,21 @@ def write_chunk(
     return Written((write_shard(to, name, table, cfg, rows_per_group=rows_per_group, stats=merged),), tuple(failures))
 
 
-def why(error: storage.StorageError, base: str, tile: Tile, hide_paths: bool) -> str:
+def why(error: storage.StorageError, base: str, tile: Tile, hide: bool) -> str:
     """Why an image could not be read, without the place it was read from: failures are listed beside the tiles."""
     if isinstance(error, storage.NotFound):
         return "no such file"
-    return "cannot be read" if hide_paths else str(error).replace(storage.join(base, tile.path), tile.path)
+    return "cannot be read" if hide else str(error).replace(storage.join(base, tile.path), tile.path)
 
 
-def row(tile: Tile, pixels: np.ndarray, data: bytes) -> dict[str, Any]:
-    """The row of `SCHEMA` for an imported tile."""
+def row(tile: Tile, pixels: np.ndarray, data: bytes, hide: bool) -> dict[str, Any]:
+    """The row of `SCHEMA` for an imported tile; `hide`: without the metadata of the image."""
     height, width, _ = pixels.shape
     if max(height, width) > LONGEST_SIDE:
         raise TileError(f"{width} x {height} pixels, and a side holds at most {LONGEST_SIDE}; cut it as a slide")
-    if not data.startswith(KEPT_AS_IS):
+    if hide:
+        data = stripped(data)
+    if not data.startswith(KEPT_AS_IS) or (hide and not np.array_equal(decode(data), pixels)):
         sink = io.BytesIO()
         Image.fromarray(pixels).save(sink, "PNG")
         data = sink.getvalue()

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
@@ -27,6 +28,8 @@ from pathryoshka.tiles.views import decode
 
 SCHEMA_VERSION = 1
 MANIFEST = "_manifest.json"
+DROPPED = "_dropped.parquet"
+"""Beside the manifest: tiles that are left out, by shard, row group and row. Shards stay as they are."""
 ROWS_PER_GROUP = 64
 GROUPS_AHEAD = 4
 
@@ -326,24 +329,64 @@ def read_row_group(
         ) from None
 
 
+def read_dropped(uri: str, cfg: config.Storage, manifest: Manifest) -> dict[tuple[str, int], list[int]]:
+    """(shard, row group) -> rows that are left out; empty where nothing was dropped.
+
+    Raises:
+        ShardError: the list is of shards that are not those of the manifest.
+    """
+    where = storage.join(uri, DROPPED)
+    if not storage.exists(where, cfg):
+        return {}
+    known = {shard.path: shard.sha256 for shard in manifest.shards}
+    dropped: dict[tuple[str, int], list[int]] = {}
+    for row in pq.read_table(io.BytesIO(storage.read_bytes(where, cfg))).to_pylist():
+        if known.get(row["shard"]) != row["sha256"]:
+            raise ShardError(
+                f"{where} names shard {row['shard']}, which is another now; run `pathryoshka tiles duplicates {uri} "
+                "--drop` again, or delete the list"
+            )
+        dropped.setdefault((row["shard"], row["row_group"]), []).append(row["row"])
+    return dropped
+
+
 def iter_tiles(
-    uri: str, cfg: config.Storage, splits: Sequence[str] = (), columns: Sequence[str] = tuple(SCHEMA.names)
+    uri: str,
+    cfg: config.Storage,
+    splits: Sequence[str] = (),
+    columns: Sequence[str] = tuple(SCHEMA.names),
+    *,
+    dropped: bool = False,
 ) -> Iterator[pa.Table]:
     """Every row of `splits` (all when empty), shard by shard, a table a row group; a few are read ahead.
 
+    Args:
+        dropped: with the rows that are left out otherwise; the column `kept`, if asked for, tells them apart.
+
     Raises:
-        ShardError: as `read_manifest` and `read_row_group`; also when no shard has one of `splits`.
+        ShardError: as `read_manifest`, `read_dropped` and `read_row_group`; also when no shard has one of `splits`.
     """
     manifest = read_manifest(uri, cfg)
     chosen = [shard for shard in manifest.shards if not splits or shard.split in splits]
     if not chosen:
         known = ", ".join(sorted({str(shard.split) for shard in manifest.shards}))
         raise ShardError(f"no shard of {uri} has split {', '.join(splits)}; its splits are {known}")
+    gone = read_dropped(uri, cfg, manifest)
+    stored = [column for column in columns if column != "kept"]
+
+    def read(shard: ShardEntry, group: int) -> pa.Table:
+        table = read_row_group(uri, cfg, shard, group, stored)
+        kept = np.ones(table.num_rows, bool)
+        kept[gone.get((shard.path, group), [])] = False
+        if "kept" in columns:
+            table = table.append_column("kept", pa.array(kept))
+        return table if dropped or kept.all() else table.filter(pa.array(kept))
+
     with ThreadPoolExecutor(GROUPS_AHEAD) as pool:
         ahead: deque[Future[pa.Table]] = deque()
         for shard in chosen:
             for group in range(len(shard.row_groups)):
-                ahead.append(pool.submit(read_row_group, uri, cfg, shard, group, columns))
+                ahead.append(pool.submit(read, shard, group))
                 if len(ahead) > GROUPS_AHEAD:
                     yield ahead.popleft().result()
         while ahead:
