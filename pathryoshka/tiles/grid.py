@@ -111,8 +111,8 @@ def ranged(
         corner = np.floor(cells[axis] + (step - cells["side"]) / 2)
         cells[axis] = np.clip(corner, 0, np.maximum(np.floor(extent - cells["side"] + 1e-6), 0))
     cells = cells[cells["side"] <= min(size)]
-    _, first = np.unique(cells[["x", "y", "mpp"]], return_index=True)  # in a corner two may be the same
-    return cells[np.sort(first)]
+    cells = np.unique(cells)  # in a corner two may be the same
+    return cells[np.lexsort((cells["x"], cells["y"]))]  # tiles moved inside at an edge are out of order
 
 
 def uniform(*key: object) -> float:
