@@ -52,7 +52,7 @@ def test_paper_b_trains_and_exports(tree: dict[str, Any], tmp_path: Path) -> Non
         row = ROWS[name]
         dims = f"summary {row.summary_dim}, tokens {row.token_dim}"
         assert re.search(rf"teacher {name}: {name} with 1 of {row.depth} blocks, [\d.]+ M parameters, {dims}, ", said)
-        assert re.search(rf"teacher {name}: .* licence cc-by-nc-nd-4.0", said)
+        assert re.search(rf"licence of {name}: {row.licence}; ", said)
     ledger, last = outcome(tree, "paper_b")
     assert last.startswith(f"{STEPS:08d}-") and ledger.ranges == ((0, 4 * STEPS),)
     run = config.make_run(config.overlay(config.load_run("paper_b").model_dump(), tree))
