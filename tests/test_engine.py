@@ -53,6 +53,7 @@ if save != "-":
     engine.save(core, Path(save))
     (Path(save) / "world.json").write_text(str(world))
 print("SAID", json.dumps(losses))
+dist.destroy_process_group()
 """
 
 
@@ -64,6 +65,7 @@ norm = torch.nn.BatchNorm1d(2, momentum=1.0)
 norm(torch.tensor([[0.0, 1.0], [4.0, 3.0]]) * (1 + 2 * dist.get_rank()))
 share_statistics(norm)
 print("SAID", json.dumps([norm.running_mean.tolist(), norm.running_var.tolist()]))
+dist.destroy_process_group()  # gloo's threads abort a process that ends while they run
 """
 
 

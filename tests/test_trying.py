@@ -73,10 +73,10 @@ def test_a_size_that_will_not_fit_or_not_pay_is_not_tried() -> None:
 
 def test_tune_keeps_to_its_budget_and_leaves_nothing_here() -> None:
     before = peak_memory_bytes(torch.device("cpu"))
-    tuned = tune("tiny", TINY, 160, "cpu", 900, seconds=0.1)
+    tuned = tune("tiny", TINY, 160, "cpu", 1200, seconds=0.1)  # torch alone takes up to 900
     assert [p.batch_size for p in tuned.probes] == [2**n for n in range(len(tuned.probes))] and len(tuned.probes) > 2
-    assert tuned.best in tuned.probes and tuned.best.memory_mib <= 900
-    assert max(p.memory_mib for p in tuned.probes) < 1800 and all(p.views_per_s > 0 for p in tuned.probes)
+    assert tuned.best in tuned.probes and tuned.best.memory_mib <= 1200
+    assert max(p.memory_mib for p in tuned.probes) < 2400 and all(p.views_per_s > 0 for p in tuned.probes)
     assert peak_memory_bytes(torch.device("cpu")) - before < 16 << 20
     with pytest.raises(EncoderError, match="does not fit into 20 MiB: one view takes"):
         tune("tiny", TINY, 160, "cpu", 20, seconds=0.01)
