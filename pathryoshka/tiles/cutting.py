@@ -120,13 +120,14 @@ def write_shards(
 ) -> Iterator[ShardEntry]:
     """Reads, judges, encodes; a shard at a time is in memory. Refused tiles are marked in `found`."""
     rows: list[dict[str, Any]] = []
-    pixels: list[TileStats] = []
+    levels = np.zeros((3, 256), np.int64)
     number, held = 0, 0
 
     def shard() -> ShardEntry:
         rows.sort(key=lambda row: dealt(cut.seed, row["tile_id"]))
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
-        return write_shard(to, shard_name(slide.slide_id, number), table, cfg, stats=TileStats.merged(pixels))
+        stats = TileStats.of_histogram(levels, {f"{cut.size}x{cut.size}": len(rows)})
+        return write_shard(to, shard_name(slide.slide_id, number), table, cfg, stats=stats)
 
     facts = identity(slide)
     for i, tile in tiles(opened, found, kept(found), cut):
@@ -142,13 +143,13 @@ def write_shards(
         place = {"x": x, "y": y, "width": cut.size, "height": cut.size, "mpp": mpp, "tissue": share}
         tile_id = f"{slide.slide_id}/{x}_{y}_{cut.size}_{round(mpp * 1000)}"
         rows.append({"tile_id": tile_id, "image": image, **facts, **place})
-        pixels.append(TileStats.of([array]))
+        levels += np.array(tile.histogram()).reshape(3, 256)
         held += len(image)
         if len(rows) == ROWS_PER_SHARD or held > BYTES_PER_SHARD:
             yield shard()
             number, held = number + 1, 0
             rows.clear()
-            pixels.clear()
+            levels[:] = 0
     if rows:
         yield shard()
 

@@ -98,7 +98,7 @@ def cut_slides(
     Raises:
         ImportRefused: no tile at all, too many failures, two slides of one name, or another data set at `to`.
     """
-    for module in ("openslide", "tifffile"):
+    for module in ("openslide", "tifffile", "simplejpeg"):
         try:
             __import__(module)
         except ImportError:

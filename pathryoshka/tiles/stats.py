@@ -6,7 +6,7 @@ Sums are exact integers, so that shards written in any order, on any number of m
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,15 +35,24 @@ class TileStats(Frozen):
     @classmethod
     def of(cls, tiles: Iterable[np.ndarray]) -> TileStats:
         """Sums over uint8 [H, W, 3] tiles, taken one by one."""
-        pixels, histogram, sizes = 0, np.zeros((3, 256), np.int64), Counter[str]()
+        histogram, sizes = np.zeros((3, 256), np.int64), Counter[str]()
         for tile in tiles:
             height, width, _ = tile.shape
-            pixels += height * width
             sizes[f"{width}x{height}"] += 1
             histogram += np.array(Image.fromarray(tile).histogram()).reshape(3, 256)
+        return cls.of_histogram(histogram, sizes)
+
+    @classmethod
+    def of_histogram(cls, histogram: np.ndarray, sizes: Mapping[str, int]) -> TileStats:
+        """Of tiles counted already.
+
+        Args:
+            histogram: int64 [3, 256], how often each grey level is there in red, green and blue.
+            sizes: tiles of each size, `<width>x<height>`.
+        """
         levels = np.arange(256)
         return cls(
-            pixels=pixels,
+            pixels=int(histogram[0].sum()),
             rgb_sum=tuple((histogram @ levels).tolist()),
             rgb_sum_squares=tuple((histogram @ levels**2).tolist()),
             sizes=dict(sorted(sizes.items())),

@@ -1,4 +1,5 @@
-"""Tiled TIFF, tile by tile: each is decoded alone and kept for a while. tifffile reads the structure, Pillow the JPEGs.
+"""Tiled TIFF, tile by tile: each is decoded alone and kept for a while. tifffile reads the structure, simplejpeg the
+JPEGs, straight into arrays: in half the time that opening them as pictures takes.
 
 Used where OpenSlide would give the same pixels more slowly, and for OME-TIFF, of whose levels it sees only one.
 """
@@ -6,7 +7,6 @@ Used where OpenSlide would give the same pixels more slowly, and for OME-TIFF, o
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ class Tiff:
             file: a `tifffile.TiffFile`.
         """
         self.file, self.cache_bytes, self.cached = file, cache_bytes, 0
-        self.tiles: OrderedDict[tuple[Level, int], Image.Image] = OrderedDict()
+        self.tiles: OrderedDict[tuple[Level, int], np.ndarray] = OrderedDict()
         self.ome = bool(file.is_ome)
         plain = [level for page in file.pages if (level := plain_level(page))]
         sizes = [(level.width, level.height) for level in plain]
@@ -66,30 +66,30 @@ class Tiff:
 
     def read(self, level: Level, x: int, y: int, width: int, height: int) -> Image.Image:
         """A rectangle of the level as RGB; white outside of it."""
-        canvas = Image.new("RGB", (width, height), "white")
+        canvas = np.full((height, width, 3), 255, np.uint8)
         tw, th = level.tile_width, level.tile_height
         for row in range(max(y, 0) // th, -(-min(y + height, level.height) // th)):
             for column in range(max(x, 0) // tw, -(-min(x + width, level.width) // tw)):
                 tile = self.tile(level, row * level.across + column)
-                canvas.paste(tile, (column * tw - x, row * th - y))
-        return canvas
+                top, left = row * th - y, column * tw - x
+                part = tile[max(-top, 0) : height - top, max(-left, 0) : width - left]
+                top, left = max(top, 0), max(left, 0)
+                canvas[top : top + part.shape[0], left : left + part.shape[1]] = part
+        return Image.fromarray(canvas)
 
-    def tile(self, level: Level, index: int) -> Image.Image:
-        """One tile, cut off where the level ends."""
+    def tile(self, level: Level, index: int) -> np.ndarray:
+        """One tile, uint8 [h, w, 3], cut off where the level ends."""
         key = (level, index)
         if key in self.tiles:
             self.tiles.move_to_end(key)
             return self.tiles[key]
-        tile = self.decoded(level, index)
         row, column = divmod(index, level.across)
         right, bottom = level.width - column * level.tile_width, level.height - row * level.tile_height
-        if right < tile.width or bottom < tile.height:
-            tile = tile.crop((0, 0, min(right, tile.width), min(bottom, tile.height)))
+        tile = self.decoded(level, index)[:bottom, :right]
         self.tiles[key] = tile
-        self.cached += 4 * tile.width * tile.height  # Pillow's RGB takes four bytes
+        self.cached += nbytes(tile)
         while self.cached > self.cache_bytes and len(self.tiles) > 1:
-            _, old = self.tiles.popitem(last=False)
-            self.cached -= 4 * old.width * old.height
+            self.cached -= nbytes(self.tiles.popitem(last=False)[1])
         return tile
 
     def encoded(self, level: Level, index: int) -> bytes:
@@ -103,22 +103,32 @@ class Tiff:
             data = level.page.jpegtables[:-2] + data[2:]
         return data[:2] + ADOBE_RGB + data[2:] if level.page.photometric == RGB else data
 
-    def decoded(self, level: Level, index: int) -> Image.Image:
-        size = (level.tile_width, level.tile_height)
+    def decoded(self, level: Level, index: int) -> np.ndarray:
+        size = (level.tile_height, level.tile_width)
         try:
             data = self.encoded(level, index)
             if level.page.compression == JPEG:
-                tile = Image.open(io.BytesIO(data), formats=("JPEG",))
-                if (tile.size, tile.mode) != (size, "RGB"):
+                *claimed, colours, _ = simplejpeg().decode_jpeg_header(data)
+                if tuple(claimed) != size or colours not in ("RGB", "YCbCr"):
                     raise ValueError
-                tile.load()
-                return tile
+                return np.asarray(simplejpeg().decode_jpeg(data))
             pixels, _, shape = level.page.decode(data, index)
-            full = np.full((size[1], size[0], 3), 255, np.uint8)
+            full = np.full((*size, 3), 255, np.uint8)
             full[: shape[1], : shape[2]] = 255 if pixels is None else pixels[0, ..., :3]
-            return Image.fromarray(full)
+            return full
         except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, zlib.error ...
             raise SlideError(f"tile {index} of the level of {level.width} x {level.height} is damaged") from error
+
+
+def nbytes(tile: np.ndarray) -> int:
+    """What keeping a tile costs: all of it, also where it is cut off."""
+    return int(tile.nbytes if tile.base is None else tile.base.nbytes)
+
+
+def simplejpeg() -> Any:
+    import simplejpeg  # an extra, as OpenSlide
+
+    return simplejpeg
 
 
 @contextlib.contextmanager
