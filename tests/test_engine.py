@@ -53,7 +53,8 @@ if save != "-":
     engine.save(core, Path(save))
     (Path(save) / "world.json").write_text(str(world))
 print("SAID", json.dumps(losses))
-dist.destroy_process_group()
+if dist.is_initialized():
+    dist.destroy_process_group()
 """
 
 
