@@ -8,14 +8,23 @@ Usage: python hs2p_cut.py OUT SIZE MPP SLIDE...
 import importlib.util
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from hs2p import DEFAULT_MASK_SAMPLING, SegmentationConfig, SlideSpec, TilingConfig, tile_slides
+from hs2p import (
+    DEFAULT_MASK_SAMPLING,
+    BatchPartialFailureWarning,
+    SegmentationConfig,
+    SlideSpec,
+    TilingConfig,
+    tile_slides,
+)
 
 
 def main() -> None:
     out, size, mpp, *slides = sys.argv[1:]
+    warnings.simplefilter("error", BatchPartialFailureWarning)  # a slide that fails is no figure
     encoder = "pil"
     if importlib.util.find_spec("turbojpeg"):
         import turbojpeg
