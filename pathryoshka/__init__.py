@@ -4,17 +4,20 @@ The house, in the order in which a tile walks through it::
 
     config      the one typed tree of a run          recipes     named trees: demo, debug, paper_b, paper_s
     changes     what may differ under one run name   devices     what a run asks of a cluster
+    parquet     files read by row group, checksums looked at
     storage     the only room that knows URLs, with retry (what is tried again, errors in words), s3client,
                 lease (one driver a run) and s3server (a real S3 on loopback)
     session     Ray, here or on a cluster            watch       ends a run from outside its main thread
     memory      what a process keeps and has held
     tiles/      slides and images -> shards; the plan of what is read; the view of a tile
     teachers/   frozen encoders: facts, features, standardisers, pools of Ray actors
+    features/   the one table of vectors; the store of teacher features: recipe, coverage, reader, budget, upkeep
     student/    the small encoder and its heads
     distill/    the stream, losses, the step, DeepSpeed, checkpoints, the loop of a worker
     evaluate/   one embedding pass, probes, the report
     export/     a folder that plain timm loads; load()
     driver      lease + pools + stream + training, wired once; job runs it, after a rehearsal where the run is long
+    shelving    the same for filling a feature store
     results     from weights to scores, report and export: where distillation, evaluation and export meet
     demo        all of it at demo size               metrics     what is logged, and where to
     cli         verbs, no logic                      doctor      what is missing on this machine

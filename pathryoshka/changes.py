@@ -9,7 +9,7 @@ from typing import Any
 from pathryoshka import config, storage
 
 FREE = re.compile(
-    r"(storage|licence|evaluate|export|metrics)\..*"
+    r"(storage|store|licence|evaluate|export|metrics)\..*"
     r"|train\.(num_workers|resources_per_worker.*|log_every|checkpoint_every|keep|max_failures|device)"
     r"|data\.(read_tasks|prefetch_batches|max_failed_share|tiles)"
     r"|teachers\.(start_timeout_s|max_in_flight)"

@@ -22,6 +22,7 @@ import yaml
 
 from pathryoshka import __version__, config
 from pathryoshka.cli_options import FAILED, INTERRUPTED, WRONG_USAGE, InOrder, run_options
+from pathryoshka.cli_store import store
 from pathryoshka.cli_teachers import teachers
 from pathryoshka.cli_tiles import tiles
 
@@ -58,6 +59,7 @@ def config_show(run: config.Run) -> None:
 
 cli.add_command(tiles)
 cli.add_command(teachers)
+cli.add_command(store)
 
 
 @cli.command()

@@ -88,6 +88,16 @@ class Teachers(Section):
     max_in_flight: int = Field(8, ge=1, description="micro-batches inside the teacher stage at the same time")
 
 
+class Store(Section):
+    uri: str | None = Field(None, description="feature store: read where it has features, filled by `store fill`")
+    tokens: Literal["none", "exact", "int8", "projected"] = Field("exact", description="how tokens are kept")
+    directions: int = Field(128, ge=1, description="principal directions kept of tokens that are projected")
+    max_bytes: int = Field(100 * 2**30, ge=1, description="a filling that would make the store larger is refused")
+    part_rows: int = Field(256, ge=64, description="tiles a file of the store, and a call of each teacher")
+    cache_dir: str | None = Field(None, description="local folder for copies of what is read out of the store")
+    cache_bytes: int = Field(50 * 2**30, ge=0, description="bytes of copies kept there, those used last")
+
+
 class Licence(Section):
     policy: Literal["any", "permissive"] = Field(
         "any", description="permissive refuses teachers that forbid, or do not grant, derivatives, commerce or sharing"
@@ -191,6 +201,7 @@ class Run(Section):
     views: Views = Views()
     plan: Plan = Plan()
     teachers: Teachers = Teachers()
+    store: Store = Store()
     licence: Licence = Licence()
     standardise: Standardise = Standardise()
     student: Student = Student()
@@ -207,6 +218,11 @@ class Run(Section):
         """Every allowed number of train workers."""
         n = self.train.num_workers
         return (n,) if isinstance(n, int) else tuple(range(n[0], n[1] + 1))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of feature that a loss looks at; only for them are there heads."""
+        return tuple(kind for kind in ("summary", "tokens") if self.loss.kinds.get(kind, 0.0) > 0)  # type: ignore[call-overload]
 
     @model_validator(mode="after")
     def _consistent(self) -> Run:
@@ -226,6 +242,8 @@ class Run(Section):
             raise ValueError(f"views.scale must be 0 < low <= high <= 1; got {self.views.scale}")
         if self.student.ema and self.train.zero_stage == 3:
             raise ValueError("student.ema needs whole weights; set train.zero_stage to 0, 1 or 2, or student.ema=0")
+        if not self.kinds:
+            raise ValueError("loss.kinds gives neither summary nor tokens a weight; set e.g. loss.kinds.summary=1")
         train, counts = self.train, self.worker_counts
         if not counts or counts[0] < 1:
             raise ValueError(f"train.num_workers must be a count or an ascending (min, max); got {train.num_workers}")

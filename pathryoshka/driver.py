@@ -23,6 +23,7 @@ from pathryoshka.distill.checkpoint import current_ledger
 from pathryoshka.distill.fit import fit_standardisers
 from pathryoshka.distill.stream import Stream, bytes_in_flight, bytes_per_row, execution_options, make_dataset
 from pathryoshka.distill.train import Job, stopped_uri, train_worker
+from pathryoshka.features.store import Stored, open_store, refuse_other_teachers
 from pathryoshka.lease import Lease
 from pathryoshka.metrics import read_metrics
 from pathryoshka.session import console, ray_session
@@ -75,17 +76,23 @@ def prepared(run: config.Run, allow_change: tuple[str, ...], say: Say) -> Iterat
         resumed = checkpoint.record_attempt(uri, lease.token, run.storage)
         begin = f"continuing from step {resumed.step}" if resumed else "from the start"
         say(f"run {uri}: attempt {lease.token}, {begin}")
-        stack.enter_context(ray_session(logical_cpus(run), say=say))
-        refuse_too_few_devices(run)
+        grid = student_grid(run)
+        kept_tokens = tokens_kept(run, grid)
+        stored = open_store(run, plan, grid, kept_tokens, say)
+        asked = with_only(run, [name for name in run.teachers.models if not is_complete(stored, name)])
+        stack.enter_context(ray_session(logical_cpus(asked), say=say))
+        refuse_too_few_devices(asked)
         lines = stack.enter_context(console(f"{run.name}/console", say))
         stack.enter_context(watch.watch(lease))
-        grid = student_grid(run)
-        pool = TeacherPool(run.name, run.teachers, grid, run.views.size, run.storage, watch.interrupt, say=say)
-        facts = stack.enter_context(pool).wait_ready()
+        pool = TeacherPool(run.name, asked.teachers, grid, run.views.size, run.storage, watch.interrupt, say=say)
+        known = {name: Facts(**one.recipe.facts) for name, one in stored.items()}
+        answered = stack.enter_context(pool).wait_ready()
+        refuse_other_teachers(stored, {name: fact.fingerprint for name, fact in answered.items()})
+        facts = in_order(run, known | answered)
         agreed = {name: Terms(**f.terms) for name, f in facts.items()}
         refuse_by_policy(run.licence.policy, agreed)  # again: a folder of weights may say another licence than the row
         dims = {name: (f.summary_dim, f.token_dim) for name, f in facts.items()}
-        job = Job(run, uri, lease.token, make_stream(run, tiles, plan, grid, dims), lines)
+        job = Job(run, uri, lease.token, make_stream(run, tiles, plan, grid, dims, stored), lines)
         announce(job, facts, say)
         for line in ledger(agreed):
             say(line)
@@ -114,6 +121,8 @@ def plan_of(run: config.Run, tiles: dict[str, Manifest]) -> Plan:
         window=run.plan.window,
         mix_share=run.views.mix_share,
         weights=weights_of(tiles, run.storage, run.data.splits, run.plan),
+        views_seed=run.views.seed,
+        views_per_tile=run.views.per_tile,
     )
     if plan.segment_rows % run.train.micro_batch:
         raise config.ConfigError(
@@ -123,10 +132,35 @@ def plan_of(run: config.Run, tiles: dict[str, Manifest]) -> Plan:
     return plan
 
 
-def make_stream(
-    run: config.Run, tiles: dict[str, Manifest], plan: Plan, grid: tuple[int, int], dims: dict[str, tuple[int, int]]
-) -> Stream:
+def tokens_kept(run: config.Run, grid: tuple[int, int]) -> int:
+    """Tokens a view has in this run: as many as are asked for, all, or none where no loss looks at them."""
     num_tokens = grid[0] * grid[1]
+    return min(run.teachers.tokens_per_view or num_tokens, num_tokens) if "tokens" in run.kinds else 0
+
+
+def with_only(run: config.Run, names: list[str]) -> config.Run:
+    """The run with these teachers only: what has to be loaded."""
+    models = {name: run.teachers.models[name] for name in names}
+    return run.model_copy(update={"teachers": run.teachers.model_copy(update={"models": models})})
+
+
+def is_complete(stored: dict[str, Stored], name: str) -> bool:
+    return name in stored and stored[name].complete
+
+
+def in_order(run: config.Run, facts: dict[str, Facts]) -> dict[str, Facts]:
+    """In the config's order: it decides the order of heads and optimizer states."""
+    return {name: facts[name] for name in run.teachers.models}
+
+
+def make_stream(
+    run: config.Run,
+    tiles: dict[str, Manifest],
+    plan: Plan,
+    grid: tuple[int, int],
+    dims: dict[str, tuple[int, int]],
+    stored: dict[str, Stored] | None = None,
+) -> Stream:
     source = Source(
         bases=tuple(uri for uri, manifest in tiles.items() for _ in manifest.shards),
         shards=tuple(shard for manifest in tiles.values() for shard in manifest.shards),
@@ -134,8 +168,8 @@ def make_stream(
         views=run.views,
         storage=run.storage,
         micro_batch=run.train.micro_batch,
-        num_tokens=num_tokens,
-        tokens_per_view=0 if run.teachers.tokens_per_view >= num_tokens else run.teachers.tokens_per_view,
+        num_tokens=grid[0] * grid[1],
+        kept_tokens=tokens_kept(run, grid),
     )
     return Stream(
         source=source,
@@ -146,6 +180,7 @@ def make_stream(
         read_tasks=run.data.read_tasks,
         max_in_flight=run.teachers.max_in_flight,
         deterministic=run.data.deterministic,
+        stored=stored or {},
     )
 
 
@@ -244,6 +279,14 @@ def announce(job: Job, facts: dict[str, Facts], say: Say) -> None:
         f"teachers; in flight at most {', '.join(mib.values())}"
     )
     for name, fact in facts.items():
+        if name in job.stream.stored:
+            one = job.stream.stored[name]
+            share = 1 - one.coverage.missing(plan).mean()
+            say(
+                f"teacher {name}: {fact.fingerprint['row']}, {share:.0%} of its features out of {one.uri}"
+                + (", not loaded" if one.complete else "; it is asked for the rest")
+            )
+            continue
         replicas = run.teachers.models[name].replicas
         say(
             f"teacher {name}: {fact.fingerprint['row']}, {fact.num_params / 1e6:.1f} M parameters, summary "

@@ -174,7 +174,7 @@ def test_a_balanced_plan_is_delivered_seq_by_seq(tmp_path: Path) -> None:
     for k in range(source.plan.num_segments):
         segment = source.plan.segment(k)
         south += int(((segment.group * 16 + segment.row) >= 40)[segment.keep].sum())
-        for batch in segment_batches(source, k, Ledger()):
+        for batch in segment_batches(source, source.plan.segment(k), Ledger()):
             real = batch.weight > 0
             ledger = ledger.add(batch.seq[real])
             pictures |= {view.tobytes() for view in batch.views[real]}

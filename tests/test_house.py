@@ -22,6 +22,8 @@ STORAGE_ROOM = {f"pathryoshka.{name}" for name in ("storage", "s3client", "retry
 NO_RAY = [
     "tiles.plan",
     "tiles.views",
+    "tiles.pairs",
+    "features",
     "teachers.standardize",
     "teachers.encoder",
     "teachers.zoo",
@@ -137,6 +139,7 @@ def test_the_walk_sees_relative_and_late_imports_but_not_those_for_types() -> No
         ("teachers", ["student", "distill.losses"]),
         ("student", ["teachers", "distill.losses"]),
         ("distill.losses", ["teachers", "student"]),
+        ("features", ["student", "distill"]),
         ("distill", ["evaluate"]),
         ("evaluate", ["distill"]),
     ],

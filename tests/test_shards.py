@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pathryoshka import config, storage
+from pathryoshka import config, parquet, storage
 from pathryoshka.tiles import shards
 from pathryoshka.tiles.shards import SCHEMA, ShardEntry, ShardError
 from pathryoshka.tiles.show import sample, show
@@ -177,7 +177,7 @@ def flip(path: Path, at: int) -> None:
 
 
 def readable(uri: Path, entry: ShardEntry) -> bool:
-    shards.footers.clear()
+    parquet.footers.clear()
     try:
         for group in range(len(entry.row_groups)):
             shards.read_row_group(str(uri), CFG, entry, group)
@@ -225,7 +225,7 @@ def test_in_object_storage_a_row_group_is_one_request_after_the_first(s3_storage
         assert costs[1:] == [1, 1, 1] and costs[0] <= 3
         proxy.fail_share = 0.2
         for group in [0, 1, 2, 3, 4] * 4:
-            shards.footers.clear()
+            parquet.footers.clear()
             read = shards.read_row_group(uri, through, entry, group, ("image",))
             assert read["image"][0].as_py() == row(group * 8)["image"]
         assert sum(proxy.faults.values()) > 3

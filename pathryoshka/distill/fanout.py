@@ -29,7 +29,7 @@ class TeacherGone(RuntimeError):
 
 class FanOut:
     """Callable class for `Dataset.map_batches(batch_size=1)`: adds `<teacher>.summary`, `<teacher>.tokens` and
-    `seconds.<teacher>` to a row, which is one micro-batch.
+    `seconds.<teacher>` to a row, which is one micro-batch; where a store had features of some rows, of the others.
 
     Args:
         directory: name of the pool's directory actor.
@@ -44,17 +44,36 @@ class FanOut:
         self.load: Counter[Any] = Counter()
 
     async def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        views, token_pos = ray.put(batch["views"][0]), batch["token_pos"][0]
-        answers = await asyncio.gather(*(self.ask(name, views, token_pos) for name in self.teachers))
+        views, token_pos = batch["views"][0], batch["token_pos"][0]
+        everything = ray.put(views)
+        answers = await asyncio.gather(
+            *(self.ask_what_lacks(name, batch, views, everything, token_pos) for name in self.teachers)
+        )
         out = dict(batch)
         for name, (summary, tokens, seconds) in zip(self.teachers, answers, strict=True):
             out[f"{name}.summary"], out[f"{name}.tokens"] = summary[None], tokens[None]
             out[f"seconds.{name}"] = np.array([seconds], np.float32)
         return out
 
-    async def ask(
-        self, teacher: str, views: ray.ObjectRef, token_pos: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, float]:
+    async def ask_what_lacks(
+        self,
+        teacher: str,
+        batch: dict[str, np.ndarray],
+        views: np.ndarray,
+        everything: ray.ObjectRef,
+        token_pos: np.ndarray,
+    ) -> Answer:
+        """A teacher's features of a micro-batch: of all rows, or of those that a store did not have."""
+        if f"{teacher}.stored" not in batch:
+            return await self.ask(teacher, everything, token_pos)
+        summary, tokens = batch[f"{teacher}.summary"][0].copy(), batch[f"{teacher}.tokens"][0].copy()
+        lacks = np.flatnonzero(batch[f"{teacher}.stored"][0] == 0)
+        if not len(lacks):
+            return summary, tokens, 0.0
+        summary[lacks], tokens[lacks], seconds = await self.ask(teacher, ray.put(views[lacks]), token_pos[lacks])
+        return summary, tokens, seconds
+
+    async def ask(self, teacher: str, views: ray.ObjectRef, token_pos: np.ndarray) -> Answer:
         while True:
             replica = await self.pick(teacher)
             self.load[replica] += 1

@@ -64,6 +64,8 @@ def fit_sample(run: config.Run, stream: Stream) -> dict[tuple[str, str], Standar
             spread = np.linspace(0, tokens.shape[1] - 1, min(TOKENS_PER_VIEW, tokens.shape[1])).astype(int)
             tokens = tokens[:, spread].reshape(-1, tokens.shape[-1]).astype(np.float64)
             for kind, x in (("summary", summary), ("tokens", tokens)):
+                if kind not in run.kinds:
+                    continue
                 try:
                     moments.setdefault((name, kind), Moments(x.shape[1])).update(x)
                 except StandardiseError as error:

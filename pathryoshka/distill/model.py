@@ -13,6 +13,8 @@ from pathryoshka import config
 from pathryoshka.student.encoder import StudentEncoder, build_student
 from pathryoshka.student.heads import Heads, Preds
 
+KINDS = ("summary", "tokens")
+
 
 class Distiller(nn.Module):
     """uint8 views -> predictions of standardised teacher features, wrapped in a tuple of one.
@@ -50,7 +52,7 @@ class Distiller(nn.Module):
 def build_module(run: config.Run, dims: dict[str, tuple[int, int]]) -> Distiller:
     """Student and heads of a run; dims: teacher -> (summary width, token width)."""
     student = build_student(run.student, run.views.size, run.storage)
-    widths = {name: {"summary": ds, "tokens": dt} for name, (ds, dt) in dims.items()}
+    widths = {name: {k: d for k, d in zip(KINDS, both, strict=True) if k in run.kinds} for name, both in dims.items()}
     return Distiller(student, Heads(run.student.widths, widths, run.student.heads, student.token_width))
 
 

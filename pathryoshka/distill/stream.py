@@ -7,8 +7,9 @@ flight is bounded by the sizes of stages: `bytes_in_flight` says by how much, th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, ExecutionReso
 
 from pathryoshka import storage
 from pathryoshka.distill.fanout import FanOut
-from pathryoshka.tiles.ledger import Ledger, Work, remaining
+from pathryoshka.features import reader
+from pathryoshka.features.store import Stored
+from pathryoshka.tiles.ledger import Ledger, Work, remaining, undone
 from pathryoshka.tiles.segments import Batch, Source, padding_batch, segment_batches
 
 PADDING = -1
@@ -36,6 +39,7 @@ class Stream:
         failures_uri: where readers write which tiles failed, one file a segment.
         directory: name of the teacher pool's directory actor.
         dims: teacher -> (summary width, token width), in column order.
+        stored: of these, the ones whose features a store keeps, in whole or in part.
     """
 
     source: Source
@@ -46,6 +50,12 @@ class Stream:
     read_tasks: int
     max_in_flight: int
     deterministic: bool
+    stored: dict[str, Stored] = field(default_factory=dict)
+
+    @property
+    def live(self) -> tuple[str, ...]:
+        """Teachers that are asked."""
+        return tuple(name for name in self.dims if name not in self.stored or not self.stored[name].complete)
 
     def work(self, ledger: Ledger) -> Work:
         return remaining(self.source.plan, ledger, micro_batch=self.source.micro_batch, global_batch=self.global_batch)
@@ -55,6 +65,11 @@ def make_dataset(stream: Stream, ledger: Ledger) -> Dataset:
     """The plan minus the ledger as a lazy data set; carries the ledger's digest in the column `origin`."""
     work = stream.work(ledger)
     items = [{"segment": k} for k in work.segments] + [{"segment": PADDING}] * work.padding
+    return with_teachers(stream, from_items(stream, items, read_segments, ledger=ledger))
+
+
+def from_items(stream: Stream, items: list[dict[str, Any]], read: Callable[..., Any], **options: Any) -> Dataset:
+    """What readers make of items; `read` is called with `stream` and the options for each."""
     context = ray.data.DataContext.get_current()
     context.execution_no_progress_timeout_s = -1  # a long checkpoint or validation is not a stall
     context.target_max_block_size = 4096  # any row is larger, so every row is a block of its own
@@ -62,16 +77,22 @@ def make_dataset(stream: Stream, ledger: Ledger) -> Dataset:
     context.print_on_execution_start = False
     context.execution_options = execution_options(stream)
     data: Dataset = ray.data.from_items(items, override_num_blocks=max(1, min(len(items), MAX_BLOCKS)))
-    data = data.map_batches(
-        read_segments,  # type: ignore[arg-type]
+    return data.map_batches(
+        read,
         batch_size=1,
-        fn_kwargs={"stream": stream, "ledger": ledger},
+        fn_kwargs={"stream": stream, **options},
         compute=TaskPoolStrategy(size=stream.read_tasks),
         num_cpus=1,
     )
-    return data.map_batches(
+
+
+def with_teachers(stream: Stream, views: Dataset) -> Dataset:
+    """Micro-batches of views with the features that they do not have yet."""
+    if not stream.live:
+        return views
+    return views.map_batches(
         FanOut,
-        fn_constructor_args=(stream.directory, tuple(stream.dims)),
+        fn_constructor_args=(stream.directory, stream.live),
         batch_size=1,
         num_cpus=0.1,
         compute=ActorPoolStrategy(
@@ -93,13 +114,19 @@ def read_segments(batch: dict[str, np.ndarray], stream: Stream, ledger: Ledger) 
     """One row naming a segment -> its micro-batches as rows."""
     source, origin = stream.source, ledger.digest()
     for index in batch["segment"]:
-        if index == PADDING:
-            yield as_row(padding_batch(source), origin)
-            continue
+        segment = source.plan.segment(max(0, int(index)))
+        todo = undone(segment, ledger) if index != PADDING else np.zeros(0, np.int64)
+        started = time.perf_counter()
+        shelf = reader.fetch(stream.stored, source, segment, todo) if stream.stored else None
+        waited = time.perf_counter() - started
         failures: list[tuple[str, str]] = []
-        for made in segment_batches(source, int(index), ledger):
+        for made in segment_batches(source, segment, ledger) if index != PADDING else [padding_batch(source)]:
             failures += made.failures
-            yield as_row(made, origin)
+            started = time.perf_counter()
+            features = reader.columns_of(shelf, made) if shelf else {}
+            waited += time.perf_counter() - started
+            yield as_row(made, origin) | batched(features | ({"seconds.store": np.float32(waited)} if shelf else {}))
+            waited = 0.0
         if failures:
             # Named by segment and written whole, so a segment read again says the same again.
             uri = storage.join(stream.failures_uri, f"segment_{index:08d}.json")
@@ -118,13 +145,19 @@ def as_row(made: Batch, origin: int) -> dict[str, np.ndarray]:
     }
 
 
+def batched(columns: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Each value as the only row of a column."""
+    return {name: np.asarray(value)[None] for name, value in columns.items()}
+
+
 def bytes_per_row(stream: Stream) -> tuple[int, int]:
     """Bytes of a micro-batch before and after the teachers."""
     source = stream.source
-    k = source.tokens_per_view or source.num_tokens
+    k = source.kept_tokens
     views = source.views.size**2 * 3 + 8 + 4 + 4 * k + 8
-    features = sum(2 * (ds + k * dt) for ds, dt in stream.dims.values())
-    return source.micro_batch * views, source.micro_batch * (views + features)
+    features = {name: 2 * (ds + k * dt) for name, (ds, dt) in stream.dims.items()}
+    stored = sum(features[name] for name in stream.stored)
+    return source.micro_batch * (views + stored), source.micro_batch * (views + sum(features.values()))
 
 
 def bytes_in_flight(stream: Stream, num_workers: int = 1, prefetch: int = 1) -> dict[str, int]:

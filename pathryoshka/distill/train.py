@@ -166,7 +166,7 @@ def to_device(micro: dict[str, np.ndarray], device: torch.device, run: config.Ru
         rng = np.random.default_rng([run.train.seed, *(micro["seq"][:1] + 1).tolist()])
         micro = micro | {"views": student_view(micro["views"], rng, run.views.photometric)}
     for name, value in micro.items():
-        if name in ("digest", "origin") or name.startswith("seconds."):
+        if name in ("digest", "origin") or name.startswith("seconds.") or name.endswith(".stored"):
             continue
         tensor = torch.from_numpy(np.require(value, requirements="W"))
         out[name] = tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
@@ -274,7 +274,7 @@ class Meter:
         self.started, self.waited, self.steps = time.perf_counter(), 0.0, 0
         self.metrics: list[dict[str, torch.Tensor]] = []
         self.seconds: dict[str, float] = {}
-        self.rows = 0
+        self.rows = self.stored = 0
 
     def add(self, metrics: dict[str, torch.Tensor], micro: list[dict[str, np.ndarray]]) -> None:
         self.metrics.append(metrics)
@@ -285,6 +285,8 @@ class Meter:
                 if name.startswith("seconds."):
                     key = name.removeprefix("seconds.")
                     self.seconds[key] = self.seconds.get(key, 0.0) + float(value)
+                elif name.endswith(".stored"):
+                    self.stored += int(value.sum())
 
     def read(self, step: int, last: int, presented: int, lr: float) -> dict[str, float]:
         """One device read and one all-reduce; then everything starts again from zero."""
@@ -293,6 +295,8 @@ class Meter:
         rates = {f"rate/{n}": self.rows / s * self.parallel.get(n, 1) for n, s in self.seconds.items() if s > 0}
         rates["rate/student"] = self.rows * self.world_size / max(1e-9, elapsed - self.waited)
         values |= rates
+        if self.run.store.uri is not None:
+            values["store/hit_rate"] = self.stored / (self.rows * len(self.run.teachers.models))
         values["memory/student"] = peak_memory_mib(self.device)
         values["tiles_per_s"] = self.steps * self.run.train.global_batch / elapsed
         values["wait_share"] = self.waited / elapsed

@@ -60,20 +60,7 @@ class Encoder:
         self.trunk = trunk
         mean, std = (torch.tensor(x, dtype=torch.float32, device=device).view(1, 3, 1, 1) for x in (row.mean, row.std))
         self.shift, self.scale = 255 * mean, 1 / (255 * std)
-        self.fingerprint: dict[str, Any] = {
-            "row": row.name,
-            "model_args": dict(row.model_args),
-            "weights_sha256": weights_sha256,
-            "input_size": self.input_size,
-            "interpolation": row.interpolation,
-            "mean": list(row.mean),
-            "std": list(row.std),
-            "summary": row.summary,
-            "positions": row.positions,
-            "precision": cfg.precision,
-            "grid": list(grid),
-            "timm": timm.__version__,
-        }
+        self.fingerprint = fingerprint(row, cfg, self.input_size, grid, weights_sha256)
 
     @property
     def digest(self) -> str:
@@ -125,6 +112,46 @@ class Encoder:
         return EncoderError(
             f"teacher {self.name} ran out of memory on {self.device} with batch_size {batch_size}; {fix}"
         )
+
+
+def fingerprint(row: Row, cfg: config.Teacher, input_size: int, grid: Grid, weights_sha256: str) -> dict[str, Any]:
+    """What the features of a teacher depend on, as JSON values."""
+    return {
+        "row": row.name,
+        "model_args": dict(row.model_args),
+        "weights_sha256": weights_sha256,
+        "input_size": input_size,
+        "interpolation": row.interpolation,
+        "mean": list(row.mean),
+        "std": list(row.std),
+        "summary": row.summary,
+        "positions": row.positions,
+        "precision": cfg.precision,
+        "grid": list(grid),
+        "timm": timm.__version__,
+    }
+
+
+def claimed_fingerprint(
+    name: str, cfg: config.Teacher, grid: Grid, storage: config.Storage | None = None
+) -> dict[str, Any]:
+    """The fingerprint that `load_encoder` would give, from the files alone; a precision of "auto" stays "auto", for
+    what it comes to depends on the device.
+
+    Raises:
+        EncoderError: the weights are not at hand.
+    """
+    if own.is_own(cfg.model):
+        row, _, _, sha256 = own.load_own(cfg.model)
+        return fingerprint(row, cfg, cfg.input_size or row.input_size, grid, sha256)
+    row = row_by_name(cfg.model)
+    if cfg.device == "mock" or row.architecture == "mock":
+        return fingerprint(row, cfg, 0, grid, "mock")
+    with tempfile.TemporaryDirectory(prefix="pathryoshka-") as scratch:
+        weights.look(row, cfg.weights, storage or config.Storage())  # nothing is downloaded from a hub for this
+        path = weights.locate(row, cfg.weights, storage or config.Storage(), Path(scratch))
+        row = weights.described_by_folder(row, path)
+        return fingerprint(row, cfg, cfg.input_size or row.input_size, grid, hub.checked_sha256(path))
 
 
 def load_encoder(

@@ -19,6 +19,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from pathryoshka.tiles.pairs import Pairing, partner_groups, partner_rows
 from pathryoshka.tiles.shards import ShardEntry
 
 REPEATS = 4
@@ -38,8 +39,8 @@ class PlanError(ValueError):
 class Segment:
     """Plan entries with consecutive seqs; arrays of length n, in the order in which they are delivered.
 
-    `partner` is the index, inside this segment, of the entry whose tile is mixed in, or -1. Entries past the plan's
-    end (`seq >= num_views`) stay in as possible partners; `keep` is False for them.
+    `partner` is the index, inside this segment, of the entry whose tile is mixed in, or -1. Entries that are only there
+    as partners have `keep` False: those past the plan's end (`seq >= num_views`), and those with seq -1.
     """
 
     index: int
@@ -81,6 +82,7 @@ class Plan:
         window: row groups a segment.
         mix_share: share of entries that get a partner.
         weights: of the tiles; none = each comes up once an epoch.
+        pairing: who is mixed with whom where views a tile are limited; none = any two tiles of a segment.
     """
 
     group_shard: tuple[int, ...]
@@ -91,6 +93,7 @@ class Plan:
     window: int
     mix_share: float
     weights: Weights | None = None
+    pairing: Pairing | None = None
 
     @property
     def segment_rows(self) -> int:
@@ -111,7 +114,7 @@ class Plan:
             raise IndexError(f"segment {index} of a plan of {self.num_segments}")
         start = index * self.segment_rows
         position = np.arange(start, start + self.segment_rows, dtype=np.int64)
-        shard, group, row, draw = (np.empty(len(position), np.int64) for _ in range(4))
+        which, row, draw = (np.empty(len(position), np.int64) for _ in range(3))
         here = 0
         while here < len(position):
             number, begin = round_of(self, int(position[here]))
@@ -119,17 +122,19 @@ class Plan:
             stop = min(len(position), int(begin + visits.ends[-1] - start))
             within = position[here:stop] - begin
             slot = np.searchsorted(visits.ends, within, side="right")
-            which = visits.group[slot]
-            shard[here:stop] = np.asarray(self.group_shard)[which]
-            group[here:stop] = np.asarray(self.group_index)[which]
+            which[here:stop] = visits.group[slot]
             inside = within - np.where(slot > 0, visits.ends[slot - 1], 0)
-            row[here:stop], draw[here:stop] = entries(self, which, visits.number[slot], inside)
+            row[here:stop], draw[here:stop] = entries(self, which[here:stop], visits.number[slot], inside)
             here = stop
         rng = generator(self.seed, "segment", index)
         inside = rng.permutation(len(position))
-        shard, group, row, draw = shard[inside], group[inside], row[inside], draw[inside]
+        which, row, draw = which[inside], row[inside], draw[inside]
+        keep = position < self.num_views
+        if self.pairing is not None:
+            return paired_segment(self, index, position, which, row, draw, keep)
+        shard, group = np.asarray(self.group_shard)[which], np.asarray(self.group_index)[which]
         partner = draw_partners(rng, shard, group, row, self.mix_share)
-        return Segment(index, position, shard, group, row, draw, partner, position < self.num_views)
+        return Segment(index, position, shard, group, row, draw, partner, keep)
 
 
 def make_plan(
@@ -141,8 +146,13 @@ def make_plan(
     window: int,
     mix_share: float,
     weights: Weights | None = None,
+    views_seed: int = 0,
+    views_per_tile: int = 0,
 ) -> Plan:
     """The plan over the shards of `splits` (every shard when empty); `weights` are those of their tiles.
+
+    Args:
+        views_per_tile: distinct views of a tile, 0 = no limit; where there is one, a view keeps its partner.
 
     Raises:
         PlanError: no shard belongs to the splits.
@@ -159,7 +169,8 @@ def make_plan(
     shard, index, rows = (tuple(column) for column in zip(*groups, strict=True))
     if weights is not None and not weights.per_tile.any():
         raise PlanError("every tile of the splits was dropped; delete the list of what is dropped beside the tiles")
-    return Plan(shard, index, rows, seed, num_views, window, mix_share, weights)
+    pairing = Pairing.of([(shards[s], g) for s, g, _ in groups], views_seed, views_per_tile) if views_per_tile else None
+    return Plan(shard, index, rows, seed, num_views, window, mix_share, weights, pairing)
 
 
 def generator(seed: int, *key: str | int) -> np.random.Generator:
@@ -193,8 +204,7 @@ class Rates:
 def rates(plan: Plan) -> Rates:
     """A visit gives as many entries as the group has tiles to show, or fewer where a tile would repeat too often."""
     assert plan.weights is not None
-    weight, rows = plan.weights.per_tile, np.asarray(plan.group_rows)
-    first = np.cumsum(rows) - rows
+    weight, rows, first = plan.weights.per_tile, np.asarray(plan.group_rows), first_tiles(plan)
     total, most = np.add.reduceat(weight, first), np.maximum.reduceat(weight, first)
     shown = np.add.reduceat((weight > 0).astype(np.int64), first)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -290,6 +300,46 @@ def entries(plan: Plan, group: np.ndarray, nth: np.ndarray, inside: np.ndarray) 
         here = inside[start:stop]
         row[start:stop], draw[start:stop] = rows[here], before[rows[here]] + copy[here]
     return row, draw
+
+
+def paired_segment(
+    plan: Plan, index: int, seq: np.ndarray, which: np.ndarray, row: np.ndarray, draw: np.ndarray, keep: np.ndarray
+) -> Segment:
+    """Entries (`which` group of the plan, row, draw) with the partners of their views, which are appended."""
+    pairing = plan.pairing
+    assert pairing is not None
+    view_id = draw % pairing.per_tile
+    other, other_row = np.full(len(which), -1), np.full(len(which), -1)
+    for group, view in np.unique(np.stack([which, view_id]), axis=1).T.tolist():
+        here = np.flatnonzero((which == group) & (view_id == view))
+        theirs = int(partner_groups(pairing, view)[group])
+        num_rows = plan.group_rows[group], plan.group_rows[theirs]
+        rows = partner_rows(pairing, group, view, *num_rows, plan.mix_share)[row[here]]
+        if plan.weights is not None:  # a tile of weight 0 is not to be seen
+            rows = np.where(plan.weights.per_tile[first_tiles(plan)[theirs] + rows] > 0, rows, -1)
+        other[here] = theirs
+        other_row[here] = np.where((theirs == group) & (rows == row[here]), -1, rows)
+    has = np.flatnonzero(other_row >= 0)
+    partner, alone = np.full(len(which), -1), np.full(len(has), -1)
+    partner[has] = len(which) + np.arange(len(has))
+    which, row = np.concatenate([which, other[has]]), np.concatenate([row, other_row[has]])
+    return Segment(
+        index,
+        np.concatenate([seq, alone]),
+        np.asarray(plan.group_shard)[which],
+        np.asarray(plan.group_index)[which],
+        row,
+        np.concatenate([draw, np.zeros(len(has), np.int64)]),
+        np.concatenate([partner, alone]),
+        np.concatenate([keep, np.zeros(len(has), bool)]),
+    )
+
+
+@lru_cache(maxsize=2)
+def first_tiles(plan: Plan) -> np.ndarray:
+    """Index of the first tile of each group."""
+    rows = np.asarray(plan.group_rows)
+    return np.cumsum(rows) - rows
 
 
 def draw_partners(

@@ -10,14 +10,14 @@ import hashlib
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from pathryoshka import config
 from pathryoshka.tiles.ledger import Ledger, undone
-from pathryoshka.tiles.plan import Plan
+from pathryoshka.tiles.plan import Plan, Segment
 from pathryoshka.tiles.shards import ShardEntry, read_row_group
 from pathryoshka.tiles.views import TileError, ViewKey, decode, shared_view
 
@@ -36,7 +36,9 @@ class Source:
     storage: config.Storage
     micro_batch: int
     num_tokens: int
-    tokens_per_view: int
+    """Of the student's grid."""
+    kept_tokens: int
+    """Of them, how many a view has; 0 = no loss looks at tokens."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class Batch:
         weight: float32 [B], 0 for padding and for tiles that failed.
         token_pos: int32 [B, K], ascending positions on the student's grid, row-major.
         digest: uint64 [B], a hash of (seq, bytes of the view); 0 for padding.
+        pixels: uint64 [B], a hash of the view's bytes; 0 for padding.
+        entry: int64 [B], the index of the row in its segment, -1 for padding.
+        view_id: int64 [B].
+        tile_id, partner_id: [B] strings, "" for padding and where there is no partner.
         seconds: time spent making it, reading not included when it was overlapped.
         failures: (tile id, reason) of each tile that failed.
     """
@@ -58,26 +64,39 @@ class Batch:
     weight: np.ndarray
     token_pos: np.ndarray
     digest: np.ndarray
-    seconds: float
+    pixels: np.ndarray
+    entry: np.ndarray
+    view_id: np.ndarray
+    tile_id: np.ndarray
+    partner_id: np.ndarray
+    seconds: float = 0.0
     failures: tuple[tuple[str, str], ...] = ()
 
 
 def padding_batch(source: Source) -> Batch:
     """A micro-batch of nothing: every row has seq -1 and weight 0."""
-    b, size, k = source.micro_batch, source.views.size, source.tokens_per_view or source.num_tokens
-    pos = np.broadcast_to(np.arange(k, dtype=np.int32), (b, k)).copy()
-    views = np.zeros((b, size, size, 3), np.uint8)
-    return Batch(views, np.full(b, -1), np.zeros(b, np.float32), pos, np.zeros(b, np.uint64), 0.0)
+    b, size, k = source.micro_batch, source.views.size, source.kept_tokens
+    return Batch(
+        views=np.zeros((b, size, size, 3), np.uint8),
+        seq=np.full(b, -1),
+        weight=np.zeros(b, np.float32),
+        token_pos=np.broadcast_to(np.arange(k, dtype=np.int32), (b, k)).copy(),
+        digest=np.zeros(b, np.uint64),
+        pixels=np.zeros(b, np.uint64),
+        entry=np.full(b, -1),
+        view_id=np.full(b, -1),
+        tile_id=np.full(b, "", object),
+        partner_id=np.full(b, "", object),
+    )
 
 
-def segment_batches(source: Source, index: int, ledger: Ledger) -> Iterator[Batch]:
-    """What is left of segment `index` after `ledger`, in order; the last batch is padded with rows of weight zero.
+def segment_batches(source: Source, segment: Segment, ledger: Ledger) -> Iterator[Batch]:
+    """What is left of a segment after `ledger`, in order; the last batch is padded with rows of weight zero.
 
     Raises:
         ShardError, StorageError: the segment cannot be read.
     """
     started = time.perf_counter()
-    segment = source.plan.segment(index)
     todo = undone(segment, ledger)
     rows = np.union1d(todo, segment.partner[todo][segment.partner[todo] >= 0])
     tables = read_groups(source, segment.shard[rows], segment.group[rows])
@@ -90,7 +109,7 @@ def segment_batches(source: Source, index: int, ledger: Ledger) -> Iterator[Batc
             partner_id, partner = None, None
             if j >= 0:
                 partner_id, partner = tile_of(tables, segment.shard[j], segment.group[j], segment.row[j])
-            empty.seq[b] = segment.seq[i]
+            empty.seq[b], empty.entry[b] = segment.seq[i], i
             view_id = int(segment.draw[i]) % source.views.per_tile if source.views.per_tile else int(segment.draw[i])
             key = ViewKey(source.views.seed, tile_id, partner_id, view_id)
             try:
@@ -99,15 +118,18 @@ def segment_batches(source: Source, index: int, ledger: Ledger) -> Iterator[Batc
                 failures.append((tile_id, str(error)))
                 continue
             empty.views[b], empty.weight[b] = view, 1.0
-            empty.digest[b] = view_digest(int(segment.seq[i]), view)
-            if source.tokens_per_view:
-                empty.token_pos[b] = token_positions(key, source.num_tokens, source.tokens_per_view)
+            empty.pixels[b] = hashed(view.data)
+            empty.digest[b] = hashed(
+                int(segment.seq[i]).to_bytes(8, "little") + int(empty.pixels[b]).to_bytes(8, "little")
+            )
+            empty.view_id[b], empty.tile_id[b], empty.partner_id[b] = view_id, tile_id, partner_id or ""
+            if 0 < source.kept_tokens < source.num_tokens:
+                empty.token_pos[b] = token_positions(key, source.num_tokens, source.kept_tokens)
         real = np.flatnonzero(empty.weight)
         if len(real):  # rows of weight zero show real pixels too: batch norms of a convolutional student see them
             blank = np.flatnonzero(empty.weight == 0)
             empty.views[blank] = empty.views[np.resize(real, len(blank))]
-        seconds = time.perf_counter() - started
-        yield Batch(empty.views, empty.seq, empty.weight, empty.token_pos, empty.digest, seconds, tuple(failures))
+        yield replace(empty, seconds=time.perf_counter() - started, failures=tuple(failures))
         started = time.perf_counter()
 
 
@@ -127,11 +149,9 @@ def tile_of(tables: dict[tuple[int, int], pa.Table], shard: int, group: int, row
     return table["tile_id"][int(row)].as_py(), table["image"][int(row)].as_py()
 
 
-def view_digest(seq: int, view: np.ndarray) -> int:
-    """64 bits of blake2b over the seq and the view's bytes."""
-    h = hashlib.blake2b(seq.to_bytes(8, "little"), digest_size=8)
-    h.update(view.data)
-    return int.from_bytes(h.digest(), "little")
+def hashed(data: bytes | memoryview) -> int:
+    """64 bits of blake2b."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def token_positions(key: ViewKey, num_tokens: int, k: int) -> np.ndarray:

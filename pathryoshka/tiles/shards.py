@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import threading
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from pathryoshka import config, storage
+from pathryoshka import config, parquet, storage
 from pathryoshka.tiles.stats import Frozen, TileStats
 from pathryoshka.tiles.views import decode
 
@@ -247,82 +246,32 @@ def parquet_bytes(table: pa.Table, rows_per_group: int) -> bytes:
     return sink.getvalue()
 
 
-FORMAT = pads.ParquetFileFormat(
-    default_fragment_scan_options=pads.ParquetFragmentScanOptions(
-        pre_buffer=True,
-        cache_options=pa.CacheOptions(hole_size_limit=2**18, range_size_limit=2**26, lazy=False),
-        page_checksum_verification=True,
-    )
-)
-FOOTERS_KEPT = 1024
-footers: OrderedDict[tuple[str, str, str], pads.ParquetFileFragment] = OrderedDict()
-footers_lock = threading.Lock()
-
-
-def fragment_of(uri: str, cfg: config.Storage, shard: ShardEntry) -> pads.ParquetFileFragment:
-    """The shard as arrow reads it, unopened: its size is known from the manifest, which saves asking storage for it."""
-    filesystem, path = storage.filesystem(storage.join(uri, shard.path), cfg)
-    return FORMAT.make_fragment(path, filesystem, file_size=shard.bytes)
-
-
-def open_shard(uri: str, cfg: config.Storage, shard: ShardEntry) -> pads.ParquetFileFragment:
-    """The shard with its footer, kept per process: a footer costs a request, and a plan visits a shard many times.
-
-    Raises:
-        ShardError: there is a shard, but not the one that the manifest describes.
-    """
-    key = (uri, shard.path, shard.sha256)
-    fragment = fragment_of(uri, cfg, shard)
-    with footers_lock:
-        kept = footers.get(key)
-        if kept is not None and kept.filesystem == fragment.filesystem:  # another one after credentials were renewed
-            footers.move_to_end(key)
-            return kept
-    found = tuple(fragment.metadata.row_group(g).num_rows for g in range(fragment.metadata.num_row_groups))
-    if found != shard.row_groups or not fragment.physical_schema.equals(SCHEMA):
-        raise ShardError(f"shard {shard.path} of {uri} is not the one its manifest describes; import the tiles again")
-    with footers_lock:
-        footers[key] = fragment
-        while len(footers) > FOOTERS_KEPT:
-            footers.popitem(last=False)
-    return fragment
-
-
-def did_not_come(error: Exception) -> bool:
-    """Whether storage failed to answer, as opposed to answering with bytes that are no shard: arrow raises OSError for
-    both, with a number from the operating system or the words of the S3 client in the first case."""
-    return isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error))
-
-
 def read_row_group(
     uri: str, cfg: config.Storage, shard: ShardEntry, group: int, columns: Sequence[str] = tuple(SCHEMA.names)
 ) -> pa.Table:
     """The given columns of one row group: one request, after the first to this shard in this process.
 
     Raises:
-        ShardError: the shard is missing, or its bytes are not what was written (page checksums); names the shard.
+        ShardError: the shard is missing, is not the one that the manifest describes, or its bytes are not what was
+            written (page checksums); names the shard.
         StorageError: storage did not answer in `cfg.max_attempts` tries.
     """
 
-    def read() -> pa.Table:
-        for again in (2, 1, 0):
-            try:
-                fragment = open_shard(uri, cfg, shard).subset(row_group_ids=[group])
-                return fragment.to_table(columns=list(columns), use_threads=False)
-            except (pa.ArrowException, OSError) as error:
-                if did_not_come(error):
-                    raise  # for the storage room, which asks again with patience
-                with footers_lock:  # from the start: the bytes may have been hurt only on their way here
-                    footers.pop((uri, shard.path, shard.sha256), None)
-                if not again:
-                    raise ShardError(
-                        f"shard {shard.path} of {uri} is corrupt ({str(error).splitlines()[0]}); "
-                        "`pathryoshka tiles verify` checks the others, import the tiles again"
-                    ) from None
-        raise AssertionError("unreachable")
+    def refuse(fragment: pads.ParquetFileFragment) -> None:
+        found = tuple(fragment.metadata.row_group(g).num_rows for g in range(fragment.metadata.num_row_groups))
+        if found != shard.row_groups or not fragment.physical_schema.equals(SCHEMA):
+            raise ShardError(
+                f"shard {shard.path} of {uri} is not the one its manifest describes; import the tiles again"
+            )
 
+    where = storage.join(uri, shard.path)
     try:
-        return storage.retrying(read, cfg, f"read {storage.join(uri, shard.path)}")
+        return parquet.read_row_group(where, shard.bytes, shard.sha256, group, columns, refuse, cfg)
+    except parquet.NotWhatWasWritten as error:
+        raise ShardError(
+            f"shard {shard.path} of {uri} is corrupt ({error}); "
+            "`pathryoshka tiles verify` checks the others, import the tiles again"
+        ) from None
     except storage.NotFound:
         raise ShardError(
             f"shard {shard.path} is in the manifest of {uri} but not in storage; import the tiles again"

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pathryoshka import config, storage
-from pathryoshka.tiles.shards import SCHEMA, SMALL_COLUMNS, ShardEntry, fragment_of, read_manifest
+from pathryoshka import config, parquet, storage
+from pathryoshka.tiles.shards import SCHEMA, SMALL_COLUMNS, ShardEntry, read_manifest
 
 CHUNK = 8 * 2**20
 SIDE_BY_SIDE = 4
@@ -69,7 +69,7 @@ def check_shard(uri: str, cfg: config.Storage, shard: ShardEntry, size: int | No
         return [Problem(shard.path, "is damaged: its bytes are not those that were written (SHA-256 differs)")], nothing
 
     def small() -> tuple[pa.Table, pq.FileMetaData]:
-        fragment = fragment_of(uri, cfg, shard)
+        fragment = parquet.fragment_of(where, shard.bytes, cfg)
         if not fragment.physical_schema.equals(SCHEMA):
             raise ValueError
         return fragment.to_table(columns=list(SMALL_COLUMNS), use_threads=False), fragment.metadata

@@ -55,7 +55,7 @@ def batches(run: config.Run, teachers: dict[str, Encoder], grid: tuple[int, int]
     tiles = tiles_of(run)
     source = make_stream(run, tiles, plan_of(run, tiles), grid, {}).source
     for k in range(source.plan.num_segments):
-        for made in segment_batches(source, k, Ledger()):
+        for made in segment_batches(source, source.plan.segment(k), Ledger()):
             out = {"views": made.views, "seq": made.seq, "weight": made.weight, "token_pos": made.token_pos}
             for name, encoder in teachers.items():
                 features = encoder(made.views)
