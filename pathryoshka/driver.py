@@ -8,7 +8,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -19,8 +19,9 @@ from pathryoshka import config, storage, watch
 from pathryoshka.changes import refuse_changes
 from pathryoshka.devices import logical_cpus, refuse_too_few_devices
 from pathryoshka.distill import checkpoint
-from pathryoshka.distill.checkpoint import current_ledger
+from pathryoshka.distill.checkpoint import common_ledger
 from pathryoshka.distill.fit import fit_standardisers
+from pathryoshka.distill.learner import Entrant
 from pathryoshka.distill.stream import Stream, bytes_in_flight, bytes_per_row, execution_options, make_dataset
 from pathryoshka.distill.train import Job, stopped_uri, train_worker
 from pathryoshka.features.store import Stored, open_store, refuse_other_teachers
@@ -61,29 +62,35 @@ class Ready:
 
 
 @contextlib.contextmanager
-def prepared(run: config.Run, allow_change: tuple[str, ...], say: Say) -> Iterator[Ready]:
-    """Lease, Ray, teachers and standardisers; leaving it gives everything back, whatever happened."""
+def prepared(
+    run: config.Run, allow_change: tuple[str, ...], say: Say, beside: Sequence[config.Run] = ()
+) -> Iterator[Ready]:
+    """Leases, Ray, teachers and standardisers; leaving it gives everything back, whatever happened.
+
+    Args:
+        beside: runs that train in lock-step with `run`, on one stream.
+    """
     refuse_by_policy(run.licence.policy, {n: terms(row_by_name(t.model)) for n, t in run.teachers.models.items()})
-    uri = checkpoint.uri_of(run)
+    runs = (run, *beside)
+    refuse_unlike(runs)
     storage.ensure_root(run.storage.root, run.storage)
     tiles = tiles_of(run)
     plan = plan_of(run, tiles)
     with contextlib.ExitStack() as stack:
         stack.enter_context(watch.words_for_interrupts(JobError))
-        lease = stack.enter_context(Lease.acquire(uri, run.storage, f"{socket.gethostname()}:{os.getpid()}"))
         made_from = [identity(where, run.storage, found, run.plan.balance) for where, found in tiles.items()]
-        refuse_changes(run, uri, made_from, allow_change)
-        resumed = checkpoint.record_attempt(uri, lease.token, run.storage)
-        begin = f"continuing from step {resumed.step}" if resumed else "from the start"
-        say(f"run {uri}: attempt {lease.token}, {begin}")
+        leases = [stack.enter_context(lease_of(one)) for one in runs]
+        for one in runs:
+            refuse_changes(one, checkpoint.uri_of(one), made_from, allow_change)
+        entrants = begin(runs, leases, say)
         grid = student_grid(run)
-        kept_tokens = tokens_kept(run, grid)
-        stored = open_store(run, plan, grid, kept_tokens, say)
+        stored = open_store(run, plan, grid, tokens_kept(run, grid), say)
         asked = with_only(run, [name for name in run.teachers.models if not is_complete(stored, name)])
         stack.enter_context(ray_session(logical_cpus(asked), say=say))
         refuse_too_few_devices(asked)
         lines = stack.enter_context(console(f"{run.name}/console", say))
-        stack.enter_context(watch.watch(lease))
+        for lease in leases:
+            stack.enter_context(watch.watch(lease))
         pool = TeacherPool(run.name, asked.teachers, grid, run.views.size, run.storage, watch.interrupt, say=say)
         known = {name: Facts(**one.recipe.facts) for name, one in stored.items()}
         answered = stack.enter_context(pool).wait_ready()
@@ -92,15 +99,56 @@ def prepared(run: config.Run, allow_change: tuple[str, ...], say: Say) -> Iterat
         agreed = {name: Terms(**f.terms) for name, f in facts.items()}
         refuse_by_policy(run.licence.policy, agreed)  # again: a folder of weights may say another licence than the row
         dims = {name: (f.summary_dim, f.token_dim) for name, f in facts.items()}
-        job = Job(run, uri, lease.token, make_stream(run, tiles, plan, grid, dims, stored), lines)
+        stream = make_stream(run, tiles, plan, grid, dims, stored)
+        job = Job(run, entrants[0].run_uri, entrants[0].token, stream, lines, beside=entrants[1:])
         announce(job, facts, say)
         for line in ledger(agreed):
             say(line)
         started = time.perf_counter()
-        fit_standardisers(run, uri, job.stream, {name: f.fingerprint for name, f in facts.items()})
+        fit_standardisers(job.entrants, stream, {name: f.fingerprint for name, f in facts.items()})
         say(f"standardisers ready in {time.perf_counter() - started:.0f} s")
-        storage.write_json(storage.join(uri, "teachers.json"), {n: vars(f) for n, f in facts.items()}, run.storage)
+        for uri in job.run_uris:
+            storage.write_json(storage.join(uri, "teachers.json"), {n: vars(f) for n, f in facts.items()}, run.storage)
         yield Ready(job, facts, pool)
+
+
+def lease_of(run: config.Run) -> Lease:
+    return Lease.acquire(checkpoint.uri_of(run), run.storage, f"{socket.gethostname()}:{os.getpid()}")
+
+
+def begin(runs: Sequence[config.Run], leases: Sequence[Lease], say: Say) -> tuple[Entrant, ...]:
+    """Notes where each run continues from: several in lock-step from the last step that all of them have kept."""
+    uris = [checkpoint.uri_of(run) for run in runs]
+    ref = checkpoint.common(uris, runs[0].storage)[0]
+    step = ref.step if ref else 0
+    for run, uri, lease in zip(runs, uris, leases, strict=True):
+        checkpoint.record_attempt(uri, lease.token, run.storage, at_most=step)
+        say(f"run {uri}: attempt {lease.token}, {f'continuing from step {step}' if step else 'from the start'}")
+    return tuple(Entrant(run, uri, lease.token) for run, uri, lease in zip(runs, uris, leases, strict=True))
+
+
+def refuse_unlike(runs: Sequence[config.Run]) -> None:
+    """Runs in lock-step share views, teachers and workers; students, losses, optimizers and standardisers may differ.
+
+    Raises:
+        ConfigError: names the first section that differs, or a name that two have.
+    """
+    if len({run.name for run in runs}) < len(runs):
+        raise config.ConfigError("runs that train in lock-step need names of their own")
+    for run in runs[1:]:
+        for section in ("data", "views", "plan", "teachers", "store", "storage", "train"):
+            mine, lead = (getattr(one, section).model_dump() for one in (run, runs[0]))
+            different = [key for key in mine if mine[key] != lead[key] and (section, key) != ("train", "seed")]
+            if different:
+                raise config.ConfigError(
+                    f"runs {runs[0].name} and {run.name} differ in {section}.{different[0]}: they cannot train in "
+                    "lock-step; run them one by one"
+                )
+        if run.kinds != runs[0].kinds or student_grid(run) != student_grid(runs[0]):
+            raise config.ConfigError(
+                f"runs {runs[0].name} and {run.name} need other features (kinds of loss, or a grid of tokens): they "
+                "cannot train in lock-step; run them one by one"
+            )
 
 
 def tiles_of(run: config.Run) -> dict[str, Manifest]:
@@ -187,10 +235,10 @@ def make_stream(
 def fit(ready: Ready, say: Say) -> Result:
     """Ray Train over what is left of the plan."""
     job = ready.job
-    _, ledger = current_ledger(job.run_uri, job.run.storage)
+    _, ledger = common_ledger(job.run_uris, job.run.storage)
     if job.stream.work(ledger).num_blocks:
         train(job)
-    ref, ledger = current_ledger(job.run_uri, job.run.storage)
+    (ref, *_), ledger = common_ledger(job.run_uris, job.run.storage)
     if job.max_steps is None and ledger.count != job.run.plan.num_views:
         raise JobError(
             f"delivered {ledger.count} of {job.run.plan.num_views} planned views; run the same command again"
@@ -210,14 +258,14 @@ def train(job: Job) -> None:
     Raises:
         JobError: it stopped; KeyboardInterrupt: the user or a watcher stopped it.
     """
-    run, stream, uri, cfg = job.run, job.stream, job.run_uri, job.run.storage
+    run, stream, uris, cfg = job.run, job.stream, job.run_uris, job.run.storage
     on_gpu = run.train.device == "cuda" or (run.train.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
     before = signal.getsignal(signal.SIGINT)
     with tempfile.TemporaryDirectory(prefix="pathryoshka-train-") as scratch:
         trainer = TorchTrainer(
             lambda: train_worker(job),
             # not `job`: Ray Train's controller makes the data set, and need not import torch's world for it
-            datasets={"train": lambda: make_dataset(stream, current_ledger(uri, cfg)[1])},
+            datasets={"train": lambda: make_dataset(stream, common_ledger(uris, cfg)[1])},
             dataset_config=ray.train.DataConfig(execution_options=execution_options(job.stream)),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=run.train.num_workers,  # type: ignore[arg-type]
@@ -262,7 +310,7 @@ def announce(job: Job, facts: dict[str, Facts], say: Say) -> None:
     """Derived numbers, once, before anything long starts."""
     run, plan = job.run, job.stream.source.plan
     steps = (
-        job.stream.work(current_ledger(job.run_uri, run.storage)[1]).num_blocks
+        job.stream.work(common_ledger(job.run_uris, run.storage)[1]).num_blocks
         * run.train.micro_batch
         // run.train.global_batch
     )

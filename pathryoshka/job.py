@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
 from pathryoshka.driver import Ready, Result, Say, fit, prepared
+from pathryoshka.metrics import read_metrics
 
 LONG = 5000
 """Optimizer steps from which on a fresh run is rehearsed unasked."""
@@ -32,6 +34,27 @@ def distill(run: config.Run, *, rehearse: bool = False, allow_change: tuple[str,
             if rehearse:
                 return result
         return fit(ready, say)
+
+
+def distill_together(runs: Sequence[config.Run], *, say: Say = print) -> list[Result]:
+    """Distils several students in lock-step: every worker holds all of them and gives them the same micro-batches, so
+    that reading, views and teachers are paid for once. Each is a run of its own, with checkpoints, records and results
+    of its own; the same call again goes on from the last step that all of them have kept.
+
+    Args:
+        runs: alike in data, views, plan, teachers, store, storage and workers.
+
+    Raises:
+        as `distill`; ConfigError also for runs that are not alike, by field.
+    """
+    with prepared(runs[0], (), say, beside=runs[1:]) as ready:
+        fit(ready, say)
+    out = []
+    for run in runs:
+        uri, ref = checkpoint.uri_of(run), checkpoint.choose(checkpoint.uri_of(run), run.storage)
+        assert ref is not None
+        out.append(Result(uri, ref.name, read_metrics(uri, run.storage)[-1]))
+    return out
 
 
 def rehearsal(ready: Ready, say: Say) -> Result:

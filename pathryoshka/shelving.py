@@ -39,8 +39,8 @@ from pathryoshka.tiles.plan import Plan
 from pathryoshka.tiles.segments import segment_batches
 from pathryoshka.tiles.shards import Manifest
 
-JOURNAL_S = 20.0
-"""Seconds between two notes of what was written: what a killed filling does again at most."""
+JOURNAL_S = (5.0, 60.0)
+"""Seconds between two notes of what was written, at first and later on: what a killed filling does again at most."""
 SAMPLE_PARTS, SAMPLE_TOKENS = 8, 20_000
 NO_TOKENS = np.zeros((0, 1), np.float16)
 
@@ -205,7 +205,7 @@ def with_names(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_all(todo: Todo, stream: Stream, shelves: dict[str, Shelving], say: Say) -> None:
-    """Runs the stream to its end; the journals grow every `JOURNAL_S` and when it ends, however it ends."""
+    """Runs the stream to its end; the journals grow now and then and when it ends, however it ends."""
     run, total = todo.run, todo.budget.num_views
     data = stream_parts(todo, stream, len(todo.parts)).map_batches(
         write_parts,  # type: ignore[arg-type]
@@ -224,8 +224,9 @@ def write_all(todo: Todo, stream: Stream, shelves: dict[str, Shelving], say: Say
             done, failed = done + int(row["views"][0]), failed + int(row["failed"][0])
             for key in (key for key in row if key.startswith("seconds.")):
                 seconds[key] = seconds.get(key, 0.0) + float(row[key][0])
-            if time.perf_counter() - noted > JOURNAL_S:
-                noted = time.perf_counter()
+            now = time.perf_counter()
+            if now - noted > min(JOURNAL_S[1], JOURNAL_S[0] + (now - started) / 10):
+                noted = now
                 note(pending, shelves, run.storage)
                 say(progress(run, done, total, noted - started, seconds))
     finally:

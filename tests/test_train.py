@@ -12,7 +12,8 @@ from pathryoshka import config, devices, storage
 from pathryoshka.changes import refuse_changes
 from pathryoshka.config import ConfigError
 from pathryoshka.devices import DeviceError, logical_cpus, refuse_too_few_devices
-from pathryoshka.distill.train import add_to_ledger, learning_rate, why_stop
+from pathryoshka.distill.learner import learning_rate
+from pathryoshka.distill.train import add_to_ledger, why_stop
 from pathryoshka.recipes import recipe_by_name
 from pathryoshka.tiles.ledger import Ledger, LedgerError
 

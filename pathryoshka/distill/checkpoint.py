@@ -17,6 +17,7 @@ import queue
 import re
 import shutil
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,32 +79,49 @@ def is_complete(run_uri: str, name: str, files: dict[str, int], cfg: config.Stor
     return all(files.get(f"{name}/{path}") == facts["bytes"] for r in records for path, facts in r["files"].items())
 
 
-def choose(run_uri: str, cfg: config.Storage) -> Ref | None:
+def choose(run_uri: str, cfg: config.Storage, at_most: int | None = None) -> Ref | None:
     """The checkpoint to continue from: the last whole one on the line of attempts that leads to now.
 
     The only chooser: the driver, the data set factory and the workers all call it.
+
+    Args:
+        at_most: steps that it may have done, where others could not come further.
     """
     whole = complete(run_uri, cfg)
     attempts = storage.join(run_uri, "attempts")
     names = [Path(path).stem for path in storage.list_files(attempts, cfg)]
     tokens = sorted((int(name) for name in names if name.isdigit()), reverse=True)
-    limit: Ref | None = None
+    limit = None if at_most is None else Ref(at_most, 0)
+    line = max(tokens, default=0)
     for token in tokens:
+        if token > line:
+            continue
         mine = [ref for ref in whole if ref.token == token and (limit is None or ref.step <= limit.step)]
         if mine:
             return mine[-1]
         parent = storage.read_json(storage.join(attempts, f"{token:06d}.json"), cfg)["resumed_from"]
         if parent is None:
             return None
-        limit = Ref.parse(parent)
+        before = Ref.parse(parent)
+        line = before.token
+        limit = before if limit is None or before.step <= limit.step else limit
         if limit in whole:
             return limit
     return None
 
 
-def record_attempt(run_uri: str, token: int, cfg: config.Storage) -> Ref | None:
+def common(run_uris: Sequence[str], cfg: config.Storage) -> list[Ref | None]:
+    """Of runs that train in lock-step, the last checkpoint that all of them have; none where one has none."""
+    refs = [choose(uri, cfg) for uri in run_uris]
+    while len({ref and ref.step for ref in refs}) > 1:
+        least = min(ref.step if ref else 0 for ref in refs)
+        refs = [choose(uri, cfg, least) for uri in run_uris]
+    return refs
+
+
+def record_attempt(run_uri: str, token: int, cfg: config.Storage, at_most: int | None = None) -> Ref | None:
     """Notes where attempt `token` continues from; returns that checkpoint, or None for a fresh start."""
-    ref = choose(run_uri, cfg)
+    ref = choose(run_uri, cfg, at_most)
     uri = storage.join(run_uri, "attempts", f"{token:06d}.json")
     storage.write_json(uri, {"token": token, "resumed_from": ref.name if ref else None}, cfg)
     return ref
@@ -117,6 +135,12 @@ def current_ledger(run_uri: str, cfg: config.Storage) -> tuple[Ref | None, Ledge
     """Where a run stands: the checkpoint to continue from, if any, and what was trained on by then."""
     ref = choose(run_uri, cfg)
     return ref, Ledger.from_json(read_state(run_uri, ref, cfg)["ledger"]) if ref else Ledger()
+
+
+def common_ledger(run_uris: Sequence[str], cfg: config.Storage) -> tuple[list[Ref | None], Ledger]:
+    """Where runs in lock-step stand: the checkpoint of each, and what all were trained on by then."""
+    refs = common(run_uris, cfg)
+    return refs, Ledger.from_json(read_state(run_uris[0], refs[0], cfg)["ledger"]) if refs[0] else Ledger()
 
 
 def fetch(run_uri: str, ref: Ref, to: Path, cfg: config.Storage) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pathryoshka import config, storage
+from pathryoshka.distill.learner import Entrant
 from pathryoshka.distill.stream import Stream, make_dataset, micro_batch_of
 from pathryoshka.teachers import standardize
 from pathryoshka.teachers.standardize import Moments, StandardiseError, Standardiser
@@ -25,21 +27,39 @@ TOKENS_PER_VIEW = 8
 """Tokens of one view are much alike; more of them cost time (D**2 each) and say little about the distribution."""
 
 
+Key = tuple[str, str]
+"""A teacher and a kind of feature."""
+Sample = tuple[dict[Key, Moments], dict[Key, np.ndarray]]
+"""Moments of features, and some of the features themselves."""
+
+
 class FingerprintError(RuntimeError):
     """A teacher is not the one that this run was started with."""
 
 
-def fit_standardisers(run: config.Run, run_uri: str, stream: Stream, fingerprints: dict[str, dict[str, Any]]) -> None:
-    """Writes `<run>/standardisers.safetensors` and `.json` unless they are there and fit.
+def fit_standardisers(entrants: Sequence[Entrant], stream: Stream, fingerprints: dict[str, dict[str, Any]]) -> None:
+    """Writes `<run>/standardisers.safetensors` and `.json` of each run unless they are there and fit.
 
     Raises:
         FingerprintError: they were fitted on another teacher, by field.
     """
-    uri, facts = storage.join(run_uri, "standardisers.safetensors"), storage.join(run_uri, "standardisers.json")
-    if storage.exists(facts, run.storage):
-        refuse_other_teachers(storage.read_json(facts, run.storage)["teachers"], fingerprints)
-        return
-    fitted = fit_sample(run, stream)
+    sampled: dict[int, Sample] = {}
+    for entrant in entrants:
+        run, facts = entrant.run, storage.join(entrant.run_uri, "standardisers.json")
+        if storage.exists(facts, run.storage):
+            refuse_other_teachers(storage.read_json(facts, run.storage)["teachers"], fingerprints)
+            continue
+        if run.standardise.num_views not in sampled:  # runs in lock-step look at the same sample once
+            sampled[run.standardise.num_views] = sample(run, stream)
+        moments, kept = sampled[run.standardise.num_views]
+        kinds = {"summary": run.standardise.summary, "tokens": run.standardise.tokens}
+        fitted = {key: standardize.fit(m, kinds[key[1]], kept[key]) for key, m in moments.items()}
+        write(entrant, fitted, fingerprints)
+
+
+def write(entrant: Entrant, fitted: dict[Key, Standardiser], fingerprints: dict[str, dict[str, Any]]) -> None:
+    run, uri = entrant.run, storage.join(entrant.run_uri, "standardisers.safetensors")
+    facts = storage.join(entrant.run_uri, "standardisers.json")
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "standardisers.safetensors"
         standardize.save(fitted, path)
@@ -49,7 +69,7 @@ def fit_standardisers(run: config.Run, run_uri: str, stream: Stream, fingerprint
     storage.write_json(facts, record, run.storage)
 
 
-def fit_sample(run: config.Run, stream: Stream) -> dict[tuple[str, str], Standardiser]:
+def sample(run: config.Run, stream: Stream) -> Sample:
     """One pass over the first `standardise.num_views` views of the plan; their order does not matter."""
     num_views = min(run.standardise.num_views, stream.source.plan.num_views)
     sample = replace(stream, source=replace(stream.source, plan=replace(stream.source.plan, num_views=num_views)))
@@ -71,8 +91,7 @@ def fit_sample(run: config.Run, stream: Stream) -> dict[tuple[str, str], Standar
                 except StandardiseError as error:
                     raise StandardiseError(f"teacher {name}, {kind}: {error}") from None
                 kept.setdefault((name, kind), []).append(x[:256].astype(np.float32))
-    kinds = {"summary": run.standardise.summary, "tokens": run.standardise.tokens}
-    return {key: standardize.fit(m, kinds[key[1]], np.concatenate(kept[key])[:4096]) for key, m in moments.items()}
+    return moments, {key: np.concatenate(parts)[:4096] for key, parts in kept.items()}
 
 
 def refuse_other_teachers(saved: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> None:

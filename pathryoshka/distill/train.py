@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
+import contextlib
 import shutil
 import tempfile
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +18,11 @@ import torch
 import torch.distributed as dist
 
 from pathryoshka import config, storage
-from pathryoshka.distill import checkpoint, engine
-from pathryoshka.distill.checkpoint import Ref, Uploader, current_ledger
-from pathryoshka.distill.model import Distiller, Ema, build_module
-from pathryoshka.distill.step import reduce_metrics, train_step
+from pathryoshka.distill.checkpoint import common_ledger
+from pathryoshka.distill.learner import Entrant, Learner
 from pathryoshka.distill.stream import Stream, micro_batch_of
 from pathryoshka.memory import keep_freed_memory, peak_memory_mib
-from pathryoshka.metrics import RunLog
 from pathryoshka.session import speaker
-from pathryoshka.teachers.standardize import load as load_standardisers
 from pathryoshka.tiles.ledger import Ledger
 from pathryoshka.tiles.views import student_view
 
@@ -46,6 +39,7 @@ class Job:
         token: the attempt, which is the lease's token.
         console: name of the actor that brings lines to the driver's terminal.
         max_steps: stop after so many optimizer steps (a rehearsal), None = the whole plan.
+        beside: runs that train in lock-step with this one, on the same stream.
     """
 
     run: config.Run
@@ -54,6 +48,15 @@ class Job:
     stream: Stream
     console: str | None = None
     max_steps: int | None = None
+    beside: tuple[Entrant, ...] = ()
+
+    @property
+    def entrants(self) -> tuple[Entrant, ...]:
+        return (Entrant(self.run, self.run_uri, self.token), *self.beside)
+
+    @property
+    def run_uris(self) -> tuple[str, ...]:
+        return tuple(entrant.run_uri for entrant in self.entrants)
 
 
 def train_worker(job: Job) -> None:
@@ -63,60 +66,62 @@ def train_worker(job: Job) -> None:
         keep_freed_memory()
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    torch.manual_seed(run.train.seed)  # the same weights on every rank; nothing in the loop draws from it
     scratch = Path(tempfile.mkdtemp(prefix="pathryoshka-"))
-    ref, ledger = current_ledger(job.run_uri, run.storage)
-    module = build_module(run, job.stream.dims).to(device)
-    if run.train.activation_checkpointing:
-        module.student.timm_model.set_grad_checkpointing(True)  # type: ignore[operator]
-    ema = Ema(module, run.student.ema) if run.student.ema else None
-    core = restore(job, module, ref, scratch, world_size, ema)
-    standardisers = load_standardisers(fetch_file(job, "standardisers.safetensors", scratch))
+    refs, ledger = common_ledger(job.run_uris, run.storage)
     work = job.stream.work(ledger)
     micro_per_step = run.train.global_batch // run.train.micro_batch
-    first, last = (ref.step if ref else 0), (ref.step if ref else 0) + work.num_blocks // micro_per_step
+    first = refs[0].step if refs[0] else 0
+    last = first + work.num_blocks // micro_per_step
     stop = last if job.max_steps is None else min(last, first + job.max_steps)
-    log = None
     if rank == 0:
         note_rollback(job, ledger)
-        log = RunLog(run, job.run_uri, scratch, job.token, first, speaker(job.console))
     meter = Meter(run, device.type, world_size)
     batches = stream_batches(ray.train.get_dataset_shard("train"), ledger, run.data.prefetch_batches, meter)
     pending: list[dict[str, np.ndarray]] = []
     presented = ledger.count
-    with Uploader(job.run_uri, rank, world_size, agree(uuid.uuid4().hex), run.storage) as uploader:
+    with contextlib.ExitStack() as stack:
+        learners = [
+            stack.enter_context(
+                Learner(entrant, job.stream.dims, ref, device, rank, world_size, scratch, speak(job, entrant))
+            )
+            for entrant, ref in zip(job.entrants, refs, strict=True)
+        ]
         for step in range(first, stop):
             micro = [next(batches) for _ in range(micro_per_step // world_size)]
-            engine.set_lr(core, learning_rate(run, presented))
-            metrics = train_step(core, [to_device(m, device, run) for m in micro], standardisers, run, step)
-            if ema:
-                ema.update(module)
+            tensors = [to_device(m, device, run) for m in micro]
+            for learner in learners:
+                learner.step(tensors, presented, step)
             pending += [{name: np.array(m[name]) for name in ("seq", "weight", "digest")} for m in micro]
             presented = min(presented + run.train.global_batch, run.plan.num_views)
-            meter.add(metrics, micro)
-            del micro  # it lies in the object store until the last reference is gone
+            meter.add(micro)
+            del micro, tensors  # they lie in the object store until the last reference is gone
             done = step + 1
             saves = done % run.train.checkpoint_every == 0 or done == stop
             if done % run.train.log_every == 0 or saves:
-                values = meter.read(done, last, presented, learning_rate(run, presented))
-                stopped = why_stop(values, done)
-                ray.train.report({"step": done, **values})
+                shared = meter.read(done, last, presented)
+                values = {learner.run.name: learner.read(presented) | shared for learner in learners}
+                stopped = next(filter(None, (why_stop(each, done) for each in values.values())), None)
+                ray.train.report({"step": done, **values[run.name]})
                 if stopped:  # every rank read the same sums; a restart would only run into it again
                     if rank == 0:
                         storage.write_json(stopped_uri(job), {"reason": stopped}, run.storage)
                     break
-                if log:
-                    log.write(done, values)
+                for learner in learners:
+                    if learner.log:
+                        learner.log.write(done, values[learner.run.name])
+                if rank == 0:
                     note_progress(job, presented)
             if saves:
                 ledger, pending = add_to_ledger(ledger, pending), []
-                here = Ref(done, job.token)
-                local = scratch / here.name
-                engine.save(core, local)
-                if rank == 0:
-                    write_state(job, local, done, world_size, ledger, ema)
-                uploader.submit(here, local, partial(tidy, job, log, here, values["loss"]) if rank == 0 else None)
+                for learner in learners:
+                    learner.save(done, ledger, values[learner.run.name]["loss"])
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def speak(job: Job, entrant: Entrant) -> Callable[[str], None]:
+    """Takes lines to the driver's terminal; of several students each says who it is."""
+    say = speaker(job.console)
+    return (lambda line: say(f"{entrant.run.name}: {line}")) if job.beside else say
 
 
 def stream_batches(shard: Any, ledger: Ledger, prefetch: int, meter: Meter) -> Iterator[dict[str, np.ndarray]]:
@@ -134,30 +139,6 @@ def stream_batches(shard: Any, ledger: Ledger, prefetch: int, meter: Meter) -> I
         yield micro
 
 
-def restore(job: Job, module: Distiller, ref: Ref | None, scratch: Path, world_size: int, ema: Ema | None) -> Any:
-    """An engine at the state of `ref`, converted first when it was saved by another number of workers."""
-    if ref is None:
-        return engine.build_engine(module, job.run, world_size)
-    at = scratch / "restore"
-    checkpoint.fetch(job.run_uri, ref, at, job.run.storage)
-    state = checkpoint.read_state(job.run_uri, ref, job.run.storage)
-    universal = state["world_size"] != world_size and state["zero_stage"] > 0
-    if universal:
-        engine.to_universal(at, state["zero_stage"])
-    core = engine.build_engine(module, job.run, world_size, universal=universal)
-    engine.restore(core, at, universal=universal)
-    if ema:
-        ema.load(at / "ema.safetensors")
-    shutil.rmtree(at)
-    return core
-
-
-def fetch_file(job: Job, name: str, scratch: Path) -> Path:
-    path = scratch / name
-    path.write_bytes(storage.read_bytes(storage.join(job.run_uri, name), job.run.storage))
-    return path
-
-
 def to_device(micro: dict[str, np.ndarray], device: torch.device, run: config.Run) -> dict[str, torch.Tensor]:
     """The tensors of a micro-batch, its views jittered for the student; on CUDA from pinned memory, without waiting."""
     out = {}
@@ -171,17 +152,6 @@ def to_device(micro: dict[str, np.ndarray], device: torch.device, run: config.Ru
         tensor = torch.from_numpy(np.require(value, requirements="W"))
         out[name] = tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
     return out
-
-
-def learning_rate(run: config.Run, presented: int) -> float:
-    """Linear warm-up, then cosine down to `min_lr_share`, in presented views."""
-    total, optim = run.plan.num_views, run.optim
-    warm = optim.warmup_share * total
-    if presented < warm:
-        return optim.lr * (presented + run.train.global_batch) / (warm + run.train.global_batch)
-    progress = (presented - warm) / max(1, total - warm)
-    low = optim.min_lr_share
-    return optim.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 def add_to_ledger(ledger: Ledger, pending: list[dict[str, np.ndarray]]) -> Ledger:
@@ -233,37 +203,8 @@ def note_rollback(job: Job, ledger: Ledger) -> None:
     note_progress(job, ledger.count)
 
 
-def agree(value: str) -> str:
-    """Rank 0's value on every rank."""
-    box = [value]
-    if dist.is_initialized():
-        dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def write_state(job: Job, local: Path, step: int, world_size: int, ledger: Ledger, ema: Ema | None) -> None:
-    """Rank 0's part of a checkpoint beside the engine's: where the run stands, and what it is."""
-    state: dict[str, Any] = {"step": step, "world_size": world_size, "zero_stage": job.run.train.zero_stage}
-    state |= {"ledger": ledger.to_json(), "run": job.run.model_dump(mode="json")}
-    (local / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True))
-    if ema:
-        ema.save(local / "ema.safetensors")
-
-
-def tidy(job: Job, log: RunLog | None, here: Ref, loss: float) -> None:
-    """After rank 0 has uploaded: publish the records, note the best checkpoint of the run, drop the old ones."""
-    if log:
-        log.flush()
-    uri, cfg = storage.join(job.run_uri, "best.json"), job.run.storage
-    best: dict[str, Any] = storage.read_json(uri, cfg) if storage.exists(uri, cfg) else {"loss": math.inf}
-    if loss < best["loss"]:
-        best = {"checkpoint": here.name, "loss": loss}
-        storage.write_json(uri, best, cfg)
-    checkpoint.prune(job.run_uri, job.run.train.keep, Ref.parse(best["checkpoint"]), cfg)
-
-
 class Meter:
-    """Sums between two log lines: device tensors are read once, host times are added up."""
+    """Host times between two log lines, added up."""
 
     def __init__(self, run: config.Run, device: str, world_size: int):
         self.run, self.device, self.world_size = run, device, world_size
@@ -272,12 +213,10 @@ class Meter:
 
     def reset(self) -> None:
         self.started, self.waited, self.steps = time.perf_counter(), 0.0, 0
-        self.metrics: list[dict[str, torch.Tensor]] = []
         self.seconds: dict[str, float] = {}
         self.rows = self.stored = 0
 
-    def add(self, metrics: dict[str, torch.Tensor], micro: list[dict[str, np.ndarray]]) -> None:
-        self.metrics.append(metrics)
+    def add(self, micro: list[dict[str, np.ndarray]]) -> None:
         self.steps += 1
         for batch in micro:
             self.rows += len(batch["seq"])
@@ -288,19 +227,18 @@ class Meter:
                 elif name.endswith(".stored"):
                     self.stored += int(value.sum())
 
-    def read(self, step: int, last: int, presented: int, lr: float) -> dict[str, float]:
-        """One device read and one all-reduce; then everything starts again from zero."""
-        values = reduce_metrics(self.metrics)
+    def read(self, step: int, last: int, presented: int) -> dict[str, float]:
+        """What was measured since the last call; then everything starts again from zero."""
         elapsed = time.perf_counter() - self.started
         rates = {f"rate/{n}": self.rows / s * self.parallel.get(n, 1) for n, s in self.seconds.items() if s > 0}
         rates["rate/student"] = self.rows * self.world_size / max(1e-9, elapsed - self.waited)
-        values |= rates
+        values = rates
         if self.run.store.uri is not None:
             values["store/hit_rate"] = self.stored / (self.rows * len(self.run.teachers.models))
         values["memory/student"] = peak_memory_mib(self.device)
         values["tiles_per_s"] = self.steps * self.run.train.global_batch / elapsed
         values["wait_share"] = self.waited / elapsed
-        values |= {"lr": lr, "views": float(presented), "num_steps": float(last)}
+        values |= {"views": float(presented), "num_steps": float(last)}
         values["seconds_left"] = (last - step) * elapsed / self.steps
         self.reset()
         return values

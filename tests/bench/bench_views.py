@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from pathryoshka import config
+from pathryoshka.distill.learner import learning_rate
 from pathryoshka.distill.model import build_module
 from pathryoshka.distill.step import train_step
-from pathryoshka.distill.train import learning_rate, to_device
+from pathryoshka.distill.train import to_device
 from pathryoshka.driver import student_grid
 from pathryoshka.evaluate.compare import Contender, evaluate
 from pathryoshka.results import encode_with
