@@ -16,6 +16,7 @@ The house, in the order in which a tile walks through it::
     distill/    the stream, losses, the step, DeepSpeed, checkpoints, the loop of a worker
     evaluate/   one embedding pass, probes, the report
     export/     a folder that plain timm loads; load()
+    inputs      what the stream of a run is made of
     driver      lease + pools + stream + training, wired once; job runs it, after a rehearsal where the run is long
     shelving    the same for filling a feature store
     results     from weights to scores, report and export: where distillation, evaluation and export meet

@@ -10,10 +10,10 @@ import torch
 
 from pathryoshka import config, shelving
 from pathryoshka.distill.stream import micro_batch_of, read_segments
-from pathryoshka.driver import make_stream, plan_of, tiles_of, tokens_kept
 from pathryoshka.features import coverage
 from pathryoshka.features.filling import write_part
 from pathryoshka.features.store import open_store
+from pathryoshka.inputs import make_stream, plan_of, student_grid, tiles_of, tokens_kept
 from pathryoshka.recipes import recipe_by_name
 from pathryoshka.teachers.encoder import Encoder, load_encoder, sample_tokens
 from pathryoshka.teachers.pool import Facts
@@ -84,7 +84,7 @@ def fill_here(run: config.Run, num_parts: int | None = None) -> int:
 
 
 def grid_of(run: config.Run) -> tuple[int, int]:
-    return shelving.student_grid(run)
+    return student_grid(run)
 
 
 def read_here(run: config.Run) -> list[dict[str, np.ndarray]]:

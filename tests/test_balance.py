@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pathryoshka import config
-from pathryoshka.driver import make_stream, plan_of, tiles_of
+from pathryoshka.inputs import make_stream, plan_of, tiles_of
 from pathryoshka.recipes import debug
 from pathryoshka.tiles.ledger import Ledger
 from pathryoshka.tiles.plan import PHASES, REPEATS, Plan, PlanError, Weights, make_plan, rates

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pathryoshka import config
-from pathryoshka.driver import plan_of, tiles_of
+from pathryoshka.inputs import plan_of, tiles_of
 from pathryoshka.recipes import debug
 from pathryoshka.tiles import making
 from pathryoshka.tiles.balance import identity

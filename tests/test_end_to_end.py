@@ -15,8 +15,8 @@ from pathryoshka import config, results, storage
 from pathryoshka.config import ConfigError
 from pathryoshka.distill import checkpoint
 from pathryoshka.distill.stream import bytes_in_flight, make_dataset
-from pathryoshka.driver import make_stream, plan_of, tiles_of
 from pathryoshka.export.verify import verify
+from pathryoshka.inputs import make_stream, plan_of, tiles_of
 from pathryoshka.job import distill
 from pathryoshka.metrics import read_metrics
 from pathryoshka.s3server import S3Server

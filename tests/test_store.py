@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from pathryoshka import config, parquet, storage
-from pathryoshka.driver import plan_of, tiles_of
 from pathryoshka.features import recipe as recipes
 from pathryoshka.features import upkeep
 from pathryoshka.features.coverage import StoreError, read_coverage
+from pathryoshka.inputs import plan_of, tiles_of
 from pathryoshka.tiles import views
 from tests.stores import answers, encoders, fill_here, grid_of, read_here, run_of
 

@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 from pathryoshka import config
 from pathryoshka.devices import logical_cpus
 from pathryoshka.distill.stream import make_dataset
-from pathryoshka.driver import make_stream, plan_of, tiles_of
+from pathryoshka.inputs import make_stream, plan_of, tiles_of
 from pathryoshka.recipes import recipe_by_name
 from pathryoshka.teachers.pool import TeacherPool
 from pathryoshka.tiles.ledger import Ledger
