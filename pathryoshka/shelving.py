@@ -62,14 +62,19 @@ class Todo:
     held: int
 
 
+def store_uri(run: config.Run) -> str:
+    if run.store.uri is None:
+        raise config.ConfigError("store.uri is not set; name the folder or prefix of a feature store")
+    return run.store.uri
+
+
 def look(run: config.Run, say: Say = print) -> Todo:
     """What is there and what is missing, from manifests and journals alone.
 
     Raises:
         ConfigError, StoreError, ShardError: a store or data set that cannot be used.
     """
-    if run.store.uri is None:
-        raise config.ConfigError("store.uri is not set; name the folder or prefix of a feature store")
+    store_uri(run)
     refuse_unlimited(run)
     tiles = tiles_of(run)
     plan, grid = plan_of(run, tiles), student_grid(run)
@@ -98,12 +103,12 @@ def fill(run: config.Run, say: Say = print) -> None:
         StoreError, ConfigError, JobError, TeacherError, StorageError: one sentence each; what was written counts.
     """
     refuse_by_policy(run.licence.policy, {n: terms(row_by_name(t.model)) for n, t in run.teachers.models.items()})
-    assert run.store.uri is not None or look(run)  # `look` says that it is missing
-    storage.ensure_root(str(run.store.uri), run.storage)
+    uri = store_uri(run)
+    storage.ensure_root(uri, run.storage)
     with contextlib.ExitStack() as stack:
         stack.enter_context(watch.words_for_interrupts(JobError))
         owner = f"{socket.gethostname()}:{os.getpid()}"
-        lease = stack.enter_context(Lease.acquire(str(run.store.uri), run.storage, owner))
+        lease = stack.enter_context(Lease.acquire(uri, run.storage, owner))
         todo = look(run, say)
         for line in todo.budget.lines():
             say(line)
@@ -151,7 +156,7 @@ def tokens_in(rows: Iterable[dict[str, np.ndarray]], stream: Stream) -> dict[str
 def shelf(todo: Todo, name: str, fact: Facts, stream: Stream, tokens_ND: np.ndarray) -> Shelving:
     """Where a teacher's features go; its recipe is written first, so that what follows is never without one."""
     run, kept = todo.run, stream.source.kept_tokens
-    uri, missing = teacher_uri(str(run.store.uri), name), todo.lacking[name]
+    uri, missing = teacher_uri(store_uri(run), name), todo.lacking[name]
     if name in todo.stored:
         refuse_other_teachers(todo.stored, {name: fact.fingerprint})
         return Shelving(name, uri, todo.stored[name].codec, missing)
