@@ -37,7 +37,8 @@ TRUSTED = ("aperio", "generic-tiff")
 
 @dataclass(frozen=True)
 class Opened:
-    """An open slide. `read(level, x, y, width, height)` takes pixels of that level; outside of the slide is white."""
+    """An open slide. `read(level, x, y, width, height)` takes pixels of that level, uint8 [height, width, 3], white
+    outside of the slide."""
 
     vendor: str
     sizes: tuple[tuple[int, int], ...]
@@ -45,7 +46,7 @@ class Opened:
     downsamples: tuple[float, ...]
     mpp: float | None
     """Micrometres a pixel of level 0, or None where the file is silent or says what no scanner makes."""
-    read: Callable[[int, int, int, int, int], Image.Image]
+    read: Callable[[int, int, int, int, int], np.ndarray]
 
 
 @contextlib.contextmanager
@@ -91,12 +92,12 @@ def from_openslide(slide: Any, tiff: Tiff | None) -> Opened:
         snapped(sizes[0], size, said) for size, said in zip(sizes, slide.level_downsamples, strict=True)
     )
 
-    def composed(level: int, x: int, y: int, width: int, height: int) -> Image.Image:
+    def composed(level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         said = slide.level_downsamples[level]
         region = slide.read_region((round(x * said), round(y * said)), level, (width, height))
         if region.getchannel("A").getextrema()[0] == 255:
-            return region.convert("RGB")
-        return Image.alpha_composite(Image.new("RGBA", region.size, "white"), region).convert("RGB")
+            return np.array(region.convert("RGB"))
+        return np.array(Image.alpha_composite(Image.new("RGBA", region.size, "white"), region).convert("RGB"))
 
     @cache
     def plain(level: int) -> bool:
@@ -106,14 +107,14 @@ def from_openslide(slide: Any, tiff: Tiff | None) -> Opened:
             return False
         side = tiff.jpeg[sizes[level]].tile_width
         place = (sizes[level][0] // 2, sizes[level][1] // 2, side, side)
-        difference = np.abs(np.asarray(ours(level, *place), np.int16) - np.asarray(composed(level, *place)))
+        difference = np.abs(np.subtract(ours(level, *place), composed(level, *place), dtype=np.int16))
         return bool(difference.max() == 0 if level == 0 else difference.mean() < INTERPOLATED)
 
-    def ours(level: int, x: int, y: int, width: int, height: int) -> Image.Image:
+    def ours(level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         assert tiff is not None
         return tiff.read(tiff.jpeg[sizes[level]], x, y, width, height)
 
-    def read(level: int, x: int, y: int, width: int, height: int) -> Image.Image:
+    def read(level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         return (ours if plain(level) else composed)(level, x, y, width, height)
 
     return Opened(vendor, sizes, downsamples, believable(*(facts.get(f"openslide.mpp-{axis}") for axis in "xy")), read)
@@ -124,7 +125,7 @@ def from_tiff(tiff: Tiff) -> Opened:
     said = (math.sqrt(sizes[0][0] / w * sizes[0][1] / h) for w, h in sizes)
     downsamples = tuple(snapped(sizes[0], size, down) for size, down in zip(sizes, said, strict=True))
 
-    def read(level: int, x: int, y: int, width: int, height: int) -> Image.Image:
+    def read(level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         return tiff.read(tiff.levels[level], x, y, width, height)
 
     return Opened("ome-tiff" if tiff.ome else "tiff", sizes, downsamples, believable(*tiff.mpp), read)
