@@ -130,6 +130,33 @@ def test_a_mask_that_cannot_be_is_the_failure_of_its_slide(tmp_path: Path) -> No
     assert {row["slide_id"] for row in rows_of(tmp_path / "to")} == {"good"}
 
 
+def test_a_mask_drawn_anew_under_its_name_is_noticed(tmp_path: Path) -> None:
+    """Before there is a data set the slide is cut again; afterwards it is refused, for others may read its shards."""
+    save(tmp_path / "one.tif", textured())
+    (tmp_path / "two.tif").write_text("no slide")
+    (tmp_path / "slides.csv").write_text("slide,mask\none,mask.png\n")
+    to, options = str(tmp_path / "to"), {"size": TILE, "csv": tmp_path / "slides.csv"}
+    slides = [tmp_path / "one.tif", tmp_path / "two.tif"]
+
+    def draw(left: int) -> None:
+        drawn = np.zeros((HEIGHT // 8, WIDTH // 8), np.uint8)
+        drawn[:, left // 8 :] = 255
+        Image.fromarray(drawn).save(tmp_path / "mask.png")
+
+    draw(512)
+    with pytest.raises(ImportRefused, match="1 of 2 slides failed"):
+        cut_slides(slides, to, CFG, **options)
+    draw(768)
+    cut_slides(slides, to, CFG, **options, max_failed_share=0.5)
+    assert places(rows_of(tmp_path / "to")) == {(x, y) for x in (768, 896) for y in range(0, 512, 128)}
+    before = (tmp_path / "to" / "one-000.parquet").stat().st_mtime_ns
+    cut_slides(slides, to, CFG, **options, max_failed_share=0.5)
+    assert (tmp_path / "to" / "one-000.parquet").stat().st_mtime_ns == before  # the same mask: nothing to do
+    draw(256)
+    with pytest.raises(ImportRefused, match="slide one of .* was cut with other .* mask"):
+        cut_slides(slides, to, CFG, **options, max_failed_share=0.5)
+
+
 def test_several_resolutions_are_their_cuts_together(tmp_path: Path) -> None:
     slide = write_slide(tmp_path / "one.tif")
     together = cut_slides([slide], str(tmp_path / "both"), CFG, size=TILE, mpp=(0.25, 0.71), keep=SMOOTH)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,39 +119,50 @@ def write_shards(
     opened: Opened, found: np.ndarray, to: str, cfg: config.Storage, cut: Cut, slide: Slide
 ) -> Iterator[ShardEntry]:
     """Reads, judges, encodes; a shard at a time is in memory. Refused tiles are marked in `found`."""
-    rows: list[dict[str, Any]] = []
+    images: dict[int, bytes] = {}
     levels = np.zeros((3, 256), np.int64)
     number, held = 0, 0
 
     def shard() -> ShardEntry:
-        rows.sort(key=lambda row: dealt(cut.seed, row["tile_id"]))
-        table = pa.Table.from_pylist(rows, schema=SCHEMA)
-        stats = TileStats.of_histogram(levels, {f"{cut.size}x{cut.size}": len(rows)})
+        stats = TileStats.of_histogram(levels, {f"{cut.size}x{cut.size}": len(images)})
+        table = shard_table(found, images, cut, slide)
         return write_shard(to, shard_name(slide.slide_id, number), table, cfg, stats=stats)
 
-    facts = identity(slide)
     for i, tile in tiles(opened, found, kept(found), cut):
         if tile is None:
             found["reason"][i] = REASONS.index("white")
             continue
-        array = np.asarray(tile)
-        if "blur" not in cut.keep and blurred(array):
+        if "blur" not in cut.keep and blurred(tile):
             found["reason"][i] = REASONS.index("blur")
             continue
-        x, y, mpp, share = (found[name][i].item() for name in ("x", "y", "mpp", "tissue"))
-        image = encoded(tile, cut)
-        place = {"x": x, "y": y, "width": cut.size, "height": cut.size, "mpp": mpp, "tissue": share}
-        tile_id = f"{slide.slide_id}/{x}_{y}_{cut.size}_{round(mpp * 1000)}"
-        rows.append({"tile_id": tile_id, "image": image, **facts, **place})
-        levels += np.array(tile.histogram()).reshape(3, 256)
-        held += len(image)
-        if len(rows) == ROWS_PER_SHARD or held > BYTES_PER_SHARD:
+        images[i] = encoded(tile, cut)
+        levels += np.array(Image.fromarray(tile).histogram()).reshape(3, 256)
+        held += len(images[i])
+        if len(images) == ROWS_PER_SHARD or held > BYTES_PER_SHARD:
             yield shard()
             number, held = number + 1, 0
-            rows.clear()
+            images.clear()
             levels[:] = 0
-    if rows:
+    if images:
         yield shard()
+
+
+def shard_table(found: np.ndarray, images: Mapping[int, bytes], cut: Cut, slide: Slide) -> pa.Table:
+    """The rows of SCHEMA of tiles by index, in the order of the seed."""
+    indices = list(images)
+    x, y, mpp = (found[name][indices].tolist() for name in ("x", "y", "mpp"))
+    ids = [f"{slide.slide_id}/{x[n]}_{y[n]}_{cut.size}_{round(mpp[n] * 1000)}" for n in range(len(indices))]
+    order = sorted(range(len(ids)), key=lambda n: dealt(cut.seed, ids[n]))
+    rows = found[[indices[n] for n in order]]
+    columns = {
+        "tile_id": [ids[n] for n in order],
+        "image": [images[indices[n]] for n in order],
+        **{name: np.ascontiguousarray(rows[name]) for name in ("x", "y", "tissue")},
+        "mpp": rows["mpp"].astype(np.float32),
+        **{name: np.full(len(ids), cut.size, np.int16) for name in ("width", "height")},
+        **{name: [value] * len(ids) for name, value in identity(slide).items()},
+    }
+    return pa.table([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
 
 
 def write_beside(

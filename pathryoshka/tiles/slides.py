@@ -113,7 +113,9 @@ def cut_slides(
     made_by = {"kind": "slides", **asdict(cut), "slide_mpp": slide_mpp, "pseudonymised": pseudonymise}
     begin(to, cfg, json.loads(json.dumps(made_by)), resume)
     states = read_states(to, cfg)
-    todo = [slide for slide in slides if not finished(slide, states.get(slide.slide_id), to, cfg)]
+    with ThreadPoolExecutor(READERS) as pool:  # masks are read again
+        done = pool.map(lambda slide: finished(slide, states.get(slide.slide_id), to, cfg), slides)
+        todo = [slide for slide, is_done in zip(slides, done, strict=True) if not is_done]
     share = cache_gb * 1e9 / (os.cpu_count() or 1)
     task = partial(cut_one, to, cfg, cut, slide_mpp, time_limit_s, share)
     for slide, result in zip(todo, making.run_tasks(task, todo), strict=True):
@@ -161,9 +163,18 @@ def begin(to: str, cfg: config.Storage, made_by: dict[str, Any], resume: bool) -
         storage.write_json(where, made_by, cfg)
 
 
-def digest(slide: Slide) -> str:
-    """Of what was asked for a slide, wherever it lies."""
-    facts = {**identity(slide), "mpp": slide.mpp, "mask": bool(slide.mask)}
+def read_mask(slide: Slide, cfg: config.Storage) -> bytes | None:
+    """The file of its mask; None where it has none, or one that does not exist."""
+    try:
+        return storage.read_bytes(slide.mask, cfg) if slide.mask else None
+    except storage.NotFound:
+        return None
+
+
+def digest(slide: Slide, mask: bytes | None) -> str:
+    """Of what was asked for a slide, wherever it and its mask lie."""
+    drawn = hashlib.sha256(mask).hexdigest() if mask is not None else bool(slide.mask)
+    facts = {**identity(slide), "mpp": slide.mpp, "mask": drawn}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -190,7 +201,7 @@ def finished(slide: Slide, state: SlideState | None, to: str, cfg: config.Storag
     """
     if state is None or state.status == "failed":
         return False
-    if state.asked == digest(slide):
+    if state.asked == digest(slide, read_mask(slide, cfg)):
         return True
     if storage.exists(storage.join(to, MANIFEST), cfg):
         raise ImportRefused(
@@ -205,12 +216,10 @@ def cut_one(
 ) -> SlideState:
     """One slide, whatever it is: its shards, or the reason why there is none; a plain function, run by Ray or not."""
     remove_stale()
-    asked = digest(slide)
+    mask = read_mask(slide, cfg)
     try:
-        try:
-            mask = storage.read_bytes(slide.mask, cfg) if slide.mask else None
-        except storage.NotFound:
-            raise SlideError("its mask does not exist; check column mask of the CSV") from None
+        if slide.mask and mask is None:
+            raise SlideError("its mask does not exist; check column mask of the CSV")
         with local_file(slide.uri, cfg, most_bytes) as path:
             state = in_child(cut_slide, path, mask, to, cfg, cut, slide_mpp, slide, limit_s=limit_s)
     except SlideError as error:
@@ -221,7 +230,7 @@ def cut_one(
     while storage.exists(stale := storage.join(to, shard_name(slide.slide_id, number)), cfg):
         storage.delete(stale, cfg)  # of an attempt that got further, or of other facts
         number += 1
-    state = state.model_copy(update={"asked": asked})
+    state = state.model_copy(update={"asked": digest(slide, mask)})
     data = state.model_dump_json(indent=1).encode()
     storage.write_bytes(f"{beside(to, slide.slide_id)}.json", data, cfg)
     return state

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 JPEG, RGB, YCBCR, CONTIGUOUS = 7, 2, 6, 1
 ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
@@ -64,8 +63,8 @@ class Tiff:
         self.levels = tuple(sorted((level for level in found if level), key=lambda level: -level.width))
         self.mpp = ome_mpp(file.ome_metadata or "") if self.ome else tag_mpp(file.pages[0])
 
-    def read(self, level: Level, x: int, y: int, width: int, height: int) -> Image.Image:
-        """A rectangle of the level as RGB; white outside of it."""
+    def read(self, level: Level, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """A rectangle of the level, uint8 [height, width, 3]; white outside of it."""
         canvas = np.full((height, width, 3), 255, np.uint8)
         tw, th = level.tile_width, level.tile_height
         for row in range(max(y, 0) // th, -(-min(y + height, level.height) // th)):
@@ -75,7 +74,7 @@ class Tiff:
                 part = tile[max(-top, 0) : height - top, max(-left, 0) : width - left]
                 top, left = max(top, 0), max(left, 0)
                 canvas[top : top + part.shape[0], left : left + part.shape[1]] = part
-        return Image.fromarray(canvas)
+        return canvas
 
     def tile(self, level: Level, index: int) -> np.ndarray:
         """One tile, uint8 [h, w, 3], cut off where the level ends."""

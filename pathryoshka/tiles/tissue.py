@@ -56,7 +56,8 @@ def picture(opened: Opened) -> Picture:
     small = np.empty((math.ceil(height / factor), math.ceil(width / factor), 3), np.uint8)
     for y in range(0, height, side):
         for x in range(0, width, side):
-            block = opened.read(level, x, y, min(side, width - x), min(side, height - y)).reduce(factor)
+            read = opened.read(level, x, y, min(side, width - x), min(side, height - y))
+            block = Image.fromarray(read).reduce(factor)
             top, left = y // factor, x // factor
             small[top : top + block.height, left : left + block.width] = np.asarray(block)
     return Picture(small, factor * opened.downsamples[level])

@@ -3,7 +3,7 @@
 The slides are as large as real ones: the tissue of the one that ships, again and again, as JPEG tiles in a pyramid, at
 0.499 mpp. The loop gets the positions for nothing, reads, resamples and encodes each with the same filter and quality,
 and writes files. `tiles cut` finds them itself, judges every tile and writes shards. Memory over 200 slides is printed
-at the end. HS2P_PYTHON names a python with hs2p 6 (`pip install hs2p[openslide,turbojpeg]`), to compare with it too.
+at the end. HS2P_PYTHON names a python with hs2p 6, to compare with it too: hs2p_cut.py says what to install.
 """
 
 from __future__ import annotations

@@ -1,7 +1,12 @@
-"""Cuts slides with hs2p 6 (its own environment: `pip install hs2p[openslide,turbojpeg]`) and prints tiles and seconds.
+"""Cuts slides with hs2p 6 in an environment of its own, and prints tiles and seconds; for bench_tiling.py.
 
-For bench_tiling.py. hs2p takes a level within 5 % of the resolution asked for as it is, where `tiles cut` resamples,
-and halves the colours of its JPEGs (4:2:0, quality 90): both make it faster, and are its only way.
+    python3 -m venv /tmp/hs2p && /tmp/hs2p/bin/pip install 'hs2p[openslide,turbojpeg]' openslide-bin 'PyTurboJPEG<2'
+    apt-get install libturbojpeg0
+    make bench NAME=tiling HS2P_PYTHON=/tmp/hs2p/bin/python
+
+PyTurboJPEG 2 wants libjpeg-turbo 3, which Debian 12 has not. hs2p takes a level within 5 % of the resolution asked for
+as it is, where `tiles cut` resamples, and halves the colours of its JPEGs (4:2:0, quality 90): both make it faster, and
+are its only way.
 Usage: python hs2p_cut.py OUT SIZE MPP SLIDE...
 """
 
