@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from pathryoshka import config
 from pathryoshka.distill.measure import reduce_metrics
-from pathryoshka.distill.model import Ema
+from pathryoshka.distill.model import Ema, build_module
+from pathryoshka.recipes import recipe_by_name
 
 
 def test_metrics_are_divided_once() -> None:
@@ -41,3 +43,17 @@ def test_the_moving_average_is_the_sum_it_stands_for(tmp_path: Path) -> None:
     assert again.state["0.weight"].dtype == torch.float32 and int(again.state["1.num_batches_tracked"]) == 5
     with pytest.raises(ValueError, match="set train.zero_stage to 0, 1 or 2"):
         ema.update(nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)))
+
+
+def test_a_run_without_losses_of_tokens_has_no_heads_for_them_and_needs_none() -> None:
+    run = config.make_run(config.overlay(recipe_by_name("debug").model_dump(), {"loss": {"kinds": {"tokens": 0.0}}}))
+    assert run.kinds == ("summary",)
+    module = build_module(run, {"mock0": (64, 48), "mock1": (96, 32)})
+    assert module.heads.dims == {"mock0": {"summary": 64}, "mock1": {"summary": 96}}
+    views, none = torch.zeros(3, 32, 32, 3, dtype=torch.uint8), torch.zeros(3, 0, dtype=torch.int32)
+    (preds,) = module(views, none, run.student.widths, ())
+    assert {kind for teachers in preds.values() for kinds in teachers.values() for kind in kinds} == {"summary"}
+    sum(p["summary"].sum() for teachers in preds.values() for p in teachers.values()).backward()  # type: ignore[union-attr]
+    assert all(parameter.grad is not None for parameter in module.heads.parameters())
+    with pytest.raises(config.ConfigError, match="gives neither summary nor tokens a weight"):
+        config.make_run(config.overlay(run.model_dump(), {"loss": {"kinds": {"summary": 0.0}}}))

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pathryoshka import config
 from pathryoshka.distill import step as step_module
 from pathryoshka.distill.losses import LossError
-from pathryoshka.distill.model import Distiller, Ema, build_module
+from pathryoshka.distill.model import Distiller, Ema
 from pathryoshka.distill.step import reduce_metrics, train_step
 from pathryoshka.student.encoder import build_student
 from pathryoshka.student.heads import Heads
@@ -390,18 +390,3 @@ def test_two_ranks_and_two_micro_batches_are_one_batch(tmp_path: Path) -> None:
     for weights, measured in ((halves, half_values), results[0]):
         np.testing.assert_allclose(weights.numpy(), whole.numpy(), atol=2e-6)
         assert measured == pytest.approx(values, rel=1e-5)
-
-
-def test_a_run_without_losses_of_tokens_has_no_heads_for_them_and_needs_none() -> None:
-    run = make_run(weights={}, kinds={"summary": 1.0, "tokens": 0.0})
-    assert run.kinds == ("summary",)
-    module = build_module(run, {teacher: (DIMS[teacher]["summary"], DIMS[teacher]["tokens"]) for teacher in DIMS})
-    assert {kind for kinds in module.heads.dims.values() for kind in kinds} == {"summary"}
-    engine = Engine(module, torch.optim.SGD(module.parameters(), lr=0.1), 1)
-    standardisers = {key: value for key, value in PLAIN.items() if key[1] == "summary"}
-    values = reduce_metrics([train_step(engine, [make_batch(8, num_tokens=0)], standardisers, run, 0)])
-    assert {name.split("/")[2] for name in values if name.startswith("unexplained/") and name.count("/") == 3} == {
-        "summary"
-    }
-    with pytest.raises(config.ConfigError, match="gives neither summary nor tokens a weight"):
-        config.make_run(config.overlay(run.model_dump(), {"loss": {"kinds": {"summary": 0.0, "tokens": 0.0}}}))
