@@ -8,8 +8,8 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import ray
 import ray.train
@@ -56,11 +56,19 @@ class Ready:
 
     job: Job
     facts: dict[str, Facts]
-    pool: TeacherPool
+    pool: TeacherPool | None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A pool that somebody else owns and keeps warm, for several runs: its directory actor, and what is in it."""
+
+    directory: str
+    facts: dict[str, Facts]
 
 
 @contextlib.contextmanager
-def prepared(run: config.Run, allow_change: tuple[str, ...], say: Say) -> Iterator[Ready]:
+def prepared(run: config.Run, allow_change: tuple[str, ...], say: Say, shared: Shared | None = None) -> Iterator[Ready]:
     """Lease, Ray, teachers and standardisers; leaving it gives everything back, whatever happened."""
     refuse_by_policy(run.licence.policy, {n: terms(row_by_name(t.model)) for n, t in run.teachers.models.items()})
     uri = checkpoint.uri_of(run)
@@ -80,12 +88,19 @@ def prepared(run: config.Run, allow_change: tuple[str, ...], say: Say) -> Iterat
         lines = stack.enter_context(console(f"{run.name}/console", say))
         stack.enter_context(watch.watch(lease))
         grid = student_grid(run)
-        pool = TeacherPool(run.name, run.teachers, grid, run.views.size, run.storage, watch.interrupt, say=say)
-        facts = stack.enter_context(pool).wait_ready()
+        pool = None
+        if shared is None:
+            pool = TeacherPool(run.name, run.teachers, grid, run.views.size, run.storage, watch.interrupt, say=say)
+            facts = stack.enter_context(pool).wait_ready()
+        else:
+            facts = {name: shared.facts[name] for name in run.teachers.models}
         agreed = {name: Terms(**f.terms) for name, f in facts.items()}
         refuse_by_policy(run.licence.policy, agreed)  # again: a folder of weights may say another licence than the row
         dims = {name: (f.summary_dim, f.token_dim) for name, f in facts.items()}
-        job = Job(run, uri, lease.token, make_stream(run, tiles, plan, grid, dims), lines)
+        stream = make_stream(run, tiles, plan, grid, dims)
+        if shared is not None:
+            stream = replace(stream, directory=shared.directory)
+        job = Job(run, uri, lease.token, stream, lines)
         announce(job, facts, say)
         for line in ledger(agreed):
             say(line)
@@ -149,12 +164,12 @@ def make_stream(
     )
 
 
-def fit(ready: Ready, say: Say) -> Result:
-    """Ray Train over what is left of the plan."""
+def fit(ready: Ready, say: Say, callbacks: Sequence[ray.train.UserCallback] = ()) -> Result:
+    """Ray Train over what is left of the plan; `callbacks` hear of every log line, in Ray Train's controller."""
     job = ready.job
     _, ledger = current_ledger(job.run_uri, job.run.storage)
     if job.stream.work(ledger).num_blocks:
-        train(job)
+        train(job, callbacks)
     ref, ledger = current_ledger(job.run_uri, job.run.storage)
     if job.max_steps is None and ledger.count != job.run.plan.num_views:
         raise JobError(
@@ -169,7 +184,7 @@ def fit(ready: Ready, say: Say) -> Result:
     return Result(job.run_uri, ref.name, lines[-1] if lines else {})
 
 
-def train(job: Job) -> None:
+def train(job: Job, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:
     """One `TorchTrainer.fit`.
 
     Raises:
@@ -194,6 +209,7 @@ def train(job: Job) -> None:
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=run.train.max_failures),
                 worker_runtime_env={"env_vars": {} if on_gpu else {"DS_ACCELERATOR": "cpu"}},
+                callbacks=list(callbacks),  # type: ignore[arg-type]
             ),
         )
         try:
