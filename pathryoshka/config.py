@@ -297,14 +297,19 @@ def make_run(tree: Mapping[str, Any]) -> Run:
     try:
         return Run.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        # pydantic's own marks for a bad key and for a branch of a union are no part of the path
-        where = ".".join(str(part) for part in first["loc"] if part not in ("[key]", "int"))
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "tuple_type":
-            message = "write a list in brackets, e.g. [a, b]"
-        got = f"; got {first['input']!r}" if where and not isinstance(first["input"], Mapping) else ""
-        raise ConfigError(f"{where}: {message}{got}" if where else message) from None
+        raise ConfigError(sentence_of(error)) from None
+
+
+def sentence_of(error: ValidationError, section: str = "") -> str:
+    """The first thing that pydantic found wrong, as `key: what; got value`."""
+    first = error.errors()[0]
+    # pydantic's own marks for a bad key and for a branch of a union are no part of the path
+    parts = [section] * bool(section) + [str(part) for part in first["loc"] if part not in ("[key]", "int")]
+    where, message = ".".join(parts), first["msg"].removeprefix("Value error, ")
+    if first["type"] == "tuple_type":
+        message = "write a list in brackets, e.g. [a, b]"
+    got = f"; got {first['input']!r}" if first["loc"] and not isinstance(first["input"], Mapping) else ""
+    return f"{where}: {message}{got}" if where else message
 
 
 def load_run(recipe: str, file: str | Path | None = None, settings: Sequence[str] = ()) -> Run:
@@ -312,20 +317,29 @@ def load_run(recipe: str, file: str | Path | None = None, settings: Sequence[str
 
     `teachers.models.<name>: null` takes a teacher of the recipe out.
     """
+    over = {} if file is None else read_file(file)
+    for text in settings:
+        over = overlay(over, parse_setting(text))
+    return resolve(recipe, over)
+
+
+def read_file(file: str | Path) -> dict[str, Any]:
+    """The mapping of sections in a YAML file."""
+    try:
+        over = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"cannot read --config {file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(over, Mapping):
+        raise ConfigError(f"--config {file} must be a mapping of sections, as `pathryoshka config show` prints")
+    return dict(over)
+
+
+def resolve(recipe: str, over: Mapping[str, Any]) -> Run:
+    """`over` laid on the recipe that it names itself, else on `recipe`."""
     from pathryoshka.recipes import recipe_by_name
 
-    over: dict[str, Any] = {}
-    if file is not None:
-        try:
-            over = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise ConfigError(f"cannot read --config {file}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--config {file} is not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(over, Mapping):
-            raise ConfigError(f"--config {file} must be a mapping of sections, as `pathryoshka config show` prints")
-    for text in settings:
-        over = overlay(dict(over), parse_setting(text))
     tree = overlay(recipe_by_name(str(over.get("recipe", recipe))).model_dump(), over)
     teachers = tree["teachers"]
     if isinstance(teachers, Mapping) and isinstance(teachers.get("models"), Mapping):

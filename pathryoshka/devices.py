@@ -16,9 +16,25 @@ class DeviceError(RuntimeError):
 
 def logical_cpus(run: config.Run) -> int:
     """CPUs a local session must announce so that every stage of the run has its own."""
-    teachers = sum(flat_resources(placement(t, False)).get("CPU", 0) * t.replicas for t in run.teachers.models.values())
-    workers = max(run.worker_counts) * run.train.resources_per_worker.get("CPU", 1)
-    return max(os.cpu_count() or 1, int(teachers + workers) + run.data.read_tasks + 3)
+    return max(os.cpu_count() or 1, int(teacher_demand(run, False).get("CPU", 0) + student_demand(run, False)["CPU"]))
+
+
+def teacher_demand(run: config.Run, gpus_exist: bool) -> dict[str, float]:
+    """What the pools of a run hold, by resource."""
+    need: dict[str, float] = {}
+    for teacher in run.teachers.models.values():
+        for key, value in flat_resources(placement(teacher, gpus_exist)).items():
+            need[key] = need.get(key, 0) + value * teacher.replicas
+    return need
+
+
+def student_demand(run: config.Run, gpus_exist: bool) -> dict[str, float]:
+    """What the rest of a run holds: its train workers, and CPUs for readers, the teacher stage and what Ray adds."""
+    workers, each = max(run.worker_counts), {"CPU": 1.0, **run.train.resources_per_worker}
+    on_gpu = run.train.device == "cuda" or (run.train.device == "auto" and gpus_exist)
+    need = {"GPU": 1.0} | each if on_gpu else each
+    need = {key: value * workers for key, value in need.items()}
+    return need | {"CPU": need["CPU"] + run.data.read_tasks + 3}
 
 
 def refuse_too_few_devices(run: config.Run) -> None:
@@ -39,10 +55,7 @@ def refuse_too_few_devices(run: config.Run) -> None:
         place, advice = "the cluster can grow to", "raise its maximum"
     else:
         place, advice = "this machine has", "point RAY_ADDRESS at a larger cluster"
-    need: dict[str, float] = {}
-    for teacher in run.teachers.models.values():
-        for key, value in flat_resources(placement(teacher, have.get("GPU", 0) > 0)).items():
-            need[key] = need.get(key, 0) + value * teacher.replicas
+    need = teacher_demand(run, have.get("GPU", 0) > 0)
     need["GPU"] = need.get("GPU", 0) + (min(run.worker_counts) if run.train.device == "cuda" else 0)
     for key, value in need.items():
         if value > have.get(key, 0):

@@ -9,7 +9,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 import ray.train
@@ -65,16 +65,29 @@ class Ready:
 
     job: Job
     facts: dict[str, Facts]
-    pool: TeacherPool
+    pool: TeacherPool | None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A pool that somebody else owns and keeps warm, for several runs: its directory actor, and what is in it."""
+
+    directory: str
+    facts: dict[str, Facts]
 
 
 @contextlib.contextmanager
 def prepared(
-    run: config.Run, allow_change: tuple[str, ...], say: Say, beside: Sequence[config.Run] = ()
+    run: config.Run,
+    allow_change: tuple[str, ...],
+    say: Say,
+    shared: Shared | None = None,
+    beside: Sequence[config.Run] = (),
 ) -> Iterator[Ready]:
     """Leases, Ray, teachers and standardisers; leaving it gives everything back, whatever happened.
 
     Args:
+        shared: teachers that run already, instead of a pool of its own.
         beside: runs that train in lock-step with `run`, on one stream.
     """
     refuse_by_policy(run.licence.policy, {n: terms(row_by_name(t.model)) for n, t in run.teachers.models.items()})
@@ -98,15 +111,20 @@ def prepared(
         lines = stack.enter_context(console(f"{run.name}/console", say))
         for lease in leases:
             stack.enter_context(watch.watch(lease))
-        pool = TeacherPool(run.name, asked.teachers, grid, run.views.size, run.storage, watch.interrupt, say=say)
-        known = {name: Facts(**one.recipe.facts) for name, one in stored.items()}
-        answered = stack.enter_context(pool).wait_ready()
+        pool = None
+        if shared is None:
+            pool = TeacherPool(run.name, asked.teachers, grid, run.views.size, run.storage, watch.interrupt, say=say)
+            answered = stack.enter_context(pool).wait_ready()
+        else:
+            answered = {name: shared.facts[name] for name in asked.teachers.models}
         refuse_other_teachers(stored, {name: fact.fingerprint for name, fact in answered.items()})
-        facts = in_order(run, known | answered)
+        facts = in_order(run, {name: Facts(**one.recipe.facts) for name, one in stored.items()} | answered)
         agreed = {name: Terms(**f.terms) for name, f in facts.items()}
         refuse_by_policy(run.licence.policy, agreed)  # again: a folder of weights may say another licence than the row
         dims = {name: (f.summary_dim, f.token_dim) for name, f in facts.items()}
         stream = make_stream(run, tiles, plan, grid, dims, stored)
+        if shared is not None:
+            stream = replace(stream, directory=shared.directory)
         job = Job(run, entrants[0].run_uri, entrants[0].token, stream, lines, beside=entrants[1:])
         announce(job, facts, say)
         for line in ledger(agreed):
@@ -158,12 +176,12 @@ def refuse_unlike(runs: Sequence[config.Run]) -> None:
             )
 
 
-def fit(ready: Ready, say: Say) -> Result:
-    """Ray Train over what is left of the plan."""
+def fit(ready: Ready, say: Say, callbacks: Sequence[ray.train.UserCallback] = ()) -> Result:
+    """Ray Train over what is left of the plan; `callbacks` hear of every log line, in Ray Train's controller."""
     job = ready.job
     _, ledger = common_ledger(job.run_uris, job.run.storage)
     if job.stream.work(ledger).num_blocks:
-        train(job)
+        train(job, callbacks)
     (ref, *_), ledger = common_ledger(job.run_uris, job.run.storage)
     if job.max_steps is None and ledger.count != job.run.plan.num_views:
         raise JobError(
@@ -178,7 +196,7 @@ def fit(ready: Ready, say: Say) -> Result:
     return Result(job.run_uri, ref.name, lines[-1] if lines else {})
 
 
-def train(job: Job) -> None:
+def train(job: Job, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:
     """One `TorchTrainer.fit`.
 
     Raises:
@@ -203,6 +221,7 @@ def train(job: Job) -> None:
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=run.train.max_failures),
                 worker_runtime_env={"env_vars": {} if on_gpu else {"DS_ACCELERATOR": "cpu"}},
+                callbacks=list(callbacks),  # type: ignore[arg-type]
             ),
         )
         try:

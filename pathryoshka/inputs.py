@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
 from pathryoshka.distill.stream import Stream
-from pathryoshka.features.store import Stored
+from pathryoshka.features.store import Stored, open_store
 from pathryoshka.teachers.pool import Facts
 from pathryoshka.tiles.balance import weights_of
 from pathryoshka.tiles.plan import ROWS, Plan, make_plan
@@ -89,6 +91,15 @@ def with_only(run: config.Run, names: list[str]) -> config.Run:
     """The run with these teachers only: what has to be loaded."""
     models = {name: run.teachers.models[name] for name in names}
     return run.model_copy(update={"teachers": run.teachers.model_copy(update={"models": models})})
+
+
+def must_load(run: config.Run, say: Callable[[str], None] = print) -> config.Run:
+    """The run with the teachers that its store does not have in full."""
+    if run.store.uri is None:
+        return run
+    grid = student_grid(run)
+    stored = open_store(run, plan_of(run, tiles_of(run)), grid, tokens_kept(run, grid), say)
+    return with_only(run, [name for name in run.teachers.models if not is_complete(stored, name)])
 
 
 def is_complete(stored: dict[str, Stored], name: str) -> bool:

@@ -28,8 +28,13 @@ class SessionError(RuntimeError):
 
 
 @contextlib.contextmanager
-def ray_session(logical_cpus: int, *, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Connects to RAY_ADDRESS when it is set, else starts a session and ends it again; joins one that is there."""
+def ray_session(logical_cpus: int, *, dashboard: bool = False, say: Callable[[str], None] = print) -> Iterator[None]:
+    """Connects to RAY_ADDRESS when it is set, else starts a session and ends it again; joins one that is there.
+
+    Args:
+        dashboard: of a session of its own: for sweeps, whose gauges it serves, and without which Ray Train cannot
+            notice that a trial's driver died and leaves its placement group behind.
+    """
     if ray.is_initialized():
         yield
         return
@@ -57,7 +62,7 @@ def ray_session(logical_cpus: int, *, say: Callable[[str], None] = print) -> Ite
     if os.environ.get("RAY_ADDRESS"):
         ray.init(runtime_env={"env_vars": env}, **quiet)
     else:
-        start_node(num_cpus=logical_cpus, object_store_memory=object_store_bytes(), **quiet)
+        start_node(dashboard, num_cpus=logical_cpus, object_store_memory=object_store_bytes(), **quiet)
         say(f"ray: a session of its own on this machine, {logical_cpus} logical CPUs on {os.cpu_count()} cores")
     try:
         yield
@@ -65,7 +70,7 @@ def ray_session(logical_cpus: int, *, say: Callable[[str], None] = print) -> Ite
         ray.shutdown()
 
 
-def start_node(**options: Any) -> None:
+def start_node(dashboard: bool = False, **options: Any) -> None:
     """A Ray node on loopback; tried again where a busy machine did not bring it up within Ray's fixed 30 s.
 
     Raises:
@@ -74,7 +79,7 @@ def start_node(**options: Any) -> None:
     temp = os.environ.get("RAY_TMPDIR")
     for attempt in range(NUM_STARTS):
         try:
-            ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", _temp_dir=temp, **options)
+            ray.init(include_dashboard=dashboard, _node_ip_address="127.0.0.1", _temp_dir=temp, **options)
             return
         except Exception as error:
             ray.shutdown()

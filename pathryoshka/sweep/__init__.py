@@ -1,0 +1,1 @@
+"""Sweeps: many runs of one base over a space of settings, on Ray Tune; each trial is the production trainer."""

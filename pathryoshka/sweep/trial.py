@@ -1,0 +1,148 @@
+"""One trial: the production trainer under a name of its own, and Tune's handle on it.
+
+`drive` is a Ray task in whose main thread the same `prepared` and `fit` run as in `pathryoshka distill`. A trial is a
+run with a name, so whoever starts it again continues from its own checkpoint. `TrialActor` is what Tune holds. It is a
+class and not a function because only a class is told to stop before its process ends (`cleanup`), and a trial that is
+not ended in order leaves its placement group, its lease and its pools to whoever notices.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+from ray.actor import ActorHandle
+from ray.train import UserCallback
+
+from pathryoshka import config, storage
+from pathryoshka.driver import Shared, fit, prepared
+from pathryoshka.sweep.gauges import unexplained
+from pathryoshka.sweep.objective import measure
+from pathryoshka.sweep.record import outcome_uri, trials_root
+from pathryoshka.sweep.space import Point, Sweep, run_of
+
+POLL_S = 0.3
+STOP_S = 60.0
+"""What a trial may take to end in order before it is killed."""
+
+
+class TrialError(RuntimeError):
+    """A trial failed; the sentence is the trial's own."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all trials of a sweep share."""
+
+    sweep: Sweep
+    base: config.Run
+    shared: Shared | None
+    board: ActorHandle
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """What the driver of one trial gets."""
+
+    run: config.Run
+    sweep: Sweep
+    base: config.Run
+    shared: Shared | None
+
+
+def encode(point: Point) -> dict[str, Any]:
+    """A point as Tune holds it: what is not a scalar becomes JSON text, which loggers and Optuna can carry."""
+    return {k: v if isinstance(v, str | int | float | bool) else json.dumps(v) for k, v in point.items()}
+
+
+def decode(sweep: Sweep, encoded: dict[str, Any]) -> Point:
+    """Back from `encode`."""
+    point = {}
+    for key, value in encoded.items():
+        choices = {json.dumps(v): v for v in sweep.space[key].values or ()}
+        point[key] = choices.get(value, value) if isinstance(value, str) else value
+    return point
+
+
+def trial_run(sweep: Sweep, base: config.Run, point: Point, name: str) -> config.Run:
+    """The run of a trial: `<storage.root>/<sweep>/trials/<trial>`."""
+    store = base.storage.model_copy(update={"root": trials_root(base)})
+    return run_of(base, point).model_copy(update={"name": name, "storage": store})
+
+
+class Report(UserCallback):
+    """Hands the log lines of rank 0 to the board, from Ray Train's controller."""
+
+    def __init__(self, board: ActorHandle, trial: str) -> None:
+        self.board, self.trial = board, trial
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self.board.put.remote(self.trial, metrics[0])
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def drive(job: TrialJob, board: ActorHandle) -> dict[str, float]:
+    """Trains a trial to its end and measures it; returns its values, at once where it has finished before."""
+    run, started = job.run, time.monotonic()
+    uri = outcome_uri(run)
+    if storage.exists(uri, run.storage):
+        return storage.read_json(uri, run.storage)
+    lines: list[str] = []
+    try:
+        with prepared(run, (), lines.append, job.shared) as ready:
+            result = fit(ready, lines.append, [Report(board, run.name)])
+            values = measure(job.sweep, job.base, ready, result)
+    finally:
+        text = "".join(f"{line}\n" for line in lines)
+        storage.write_bytes(storage.join(run.storage.root, run.name, "log.txt"), text.encode(), run.storage)
+    values["seconds"] = time.monotonic() - started
+    storage.write_json(uri, values, run.storage)
+    return values
+
+
+class TrialActor(tune.Trainable):
+    """What Tune holds of a trial: starts its driver, brings its log lines, ends it.
+
+    Each result has `views`, `unexplained` (mean of the teachers) and the line's own keys; the last one also has
+    `done`, `finished` and `objective/<metric>` for each objective.
+    """
+
+    def setup(self, config: dict[str, Any], settings: Settings) -> None:  # type: ignore[override]
+        self.settings, self.lines, self.last = settings, deque[dict[str, float]](), {"views": 0.0}
+        point = decode(settings.sweep, config["point"])
+        run = trial_run(settings.sweep, settings.base, point, self.trial_id)
+        self.job, self.started = TrialJob(run, settings.sweep, settings.base, settings.shared), False
+
+    def step(self) -> dict[str, Any]:
+        board = self.settings.board
+        if not self.started:
+            ray.get(board.start.remote(self.trial_id, self.job))
+            self.started = True
+        while not self.lines:
+            taken: Any = ray.get(board.take.remote(self.trial_id))
+            lines, values, error = taken  # as `Board.take` says
+            self.lines.extend(lines)
+            if self.lines:
+                break
+            if error is not None:
+                raise TrialError(error)
+            if values is not None:
+                chosen = {f"objective/{o.metric}": values[o.metric] for o in self.settings.sweep.objective}
+                return {**self.last, **values, **chosen, "done": True, "finished": 1}
+            time.sleep(POLL_S)
+        line = self.lines.popleft()
+        shares = unexplained(line)
+        if not shares:
+            raise TrialError("its losses have no fraction unexplained to compare by; sweep with other losses")
+        self.last = {**line, "unexplained": sum(shares.values()) / len(shares)}
+        return dict(self.last)
+
+    def cleanup(self) -> None:
+        board, begun = self.settings.board, time.monotonic()
+        while not ray.get(board.stop.remote(self.trial_id, time.monotonic() - begun > STOP_S)):
+            time.sleep(POLL_S)
