@@ -23,6 +23,7 @@ import yaml
 from pathryoshka import __version__, config
 from pathryoshka.cli_options import FAILED, INTERRUPTED, WRONG_USAGE, InOrder, run_options
 from pathryoshka.cli_store import store
+from pathryoshka.cli_sweep import sweep, widths
 from pathryoshka.cli_teachers import teachers
 from pathryoshka.cli_tiles import tiles
 
@@ -74,6 +75,9 @@ def distill(run: config.Run, rehearse: bool, allow_change: tuple[str, ...]) -> N
     click.echo(f"{result.run_uri}: {result.checkpoint}")
 
 
+cli.add_command(sweep)
+
+
 @cli.command()
 @run_options
 def evaluate(run: config.Run) -> None:
@@ -83,6 +87,9 @@ def evaluate(run: config.Run) -> None:
     for row in results.evaluate_run(run).rows:
         what = f"{row.dataset:<16} {row.probe:<8} {row.encoder:<12} {row.width:>5}"
         click.echo(f"{what}  {row.score:.3f}  [{row.low:.3f}, {row.high:.3f}]")
+
+
+cli.add_command(widths)
 
 
 @cli.command()
