@@ -25,6 +25,7 @@ from pathryoshka.sweep.board import Board, stop_all
 from pathryoshka.sweep.follow import Budget, Follow
 from pathryoshka.sweep.record import Record, Recorder, sweep_uri
 from pathryoshka.sweep.space import Sweep, corners, points, run_of
+from pathryoshka.sweep.together import run_groups
 from pathryoshka.sweep.trial import Settings, TrialActor, encode
 from pathryoshka.teachers.pool import TeacherPool
 
@@ -60,10 +61,15 @@ def run_sweep(sweep: Sweep, base: Run, *, resume: bool = False, say: Say = print
     with ray_session(session_cpus(sweep, runs, share), dashboard=True, say=say):
         at_once = concurrency(sweep, runs, share)
         many = f"{len(points(sweep)) or sweep.num_trials} trials by {sweep.search} search"
-        say(f"sweep {uri}: {many}, {at_once} at a time{', one pool of teachers for all' if share else ''}")
+        together = f"{sweep.lockstep} in lock-step" if sweep.lockstep else f"{at_once} at a time"
+        say(f"sweep {uri}: {many}, {together}{', one pool of teachers for all' if share else ''}")
         if any(o.metric.startswith("probe") for o in sweep.objective):
             results.seen_by(base)
         with contextlib.ExitStack() as stack:
+            shared = stack.enter_context(shared_teachers(with_only(base, asked), say)) if share else None
+            if sweep.lockstep:
+                run_groups(sweep, base, shared, recorder, say)
+                return recorder.record
             board = Board.options(name=f"{base.name}/board", **beside_the_driver()).remote(base.name)  # type: ignore[attr-defined]
             shared = stack.enter_context(shared_teachers(with_only(base, asked), say)) if share else None
             stack.callback(stop_all, board, say)

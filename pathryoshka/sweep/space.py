@@ -130,6 +130,7 @@ class Sweep(Section):
     validation: Validation = Validation()
     scheduler: Literal["none", "asha"] = Field("none", description="asha stops what is behind, by fraction unexplained")
     asha: Asha = Asha()
+    lockstep: int = Field(0, ge=0, description="students a stream, trained to the end together; 0 = each its own")
     max_concurrent: int | None = Field(None, ge=1, description="trials at a time; none = as many as the devices hold")
     share_teachers: bool = Field(True, description="one pool for all trials where their teachers are the same")
     max_failures: int = Field(1, ge=0, description="times a failed trial is tried again; it continues where it stood")
@@ -144,6 +145,8 @@ class Sweep(Section):
             raise ValueError("space is empty; name at least one key, e.g. optim.lr: {loguniform: [1e-4, 1e-2]}")
         if not self.objective:
             raise ValueError("objective is empty")
+        if self.lockstep and (self.search == "optuna" or self.scheduler != "none"):
+            raise ValueError("lockstep trains trials to the end together; use search: grid or random, scheduler: none")
         if self.max_cost and not self.cost_per_hour:
             raise ValueError("max_cost needs cost_per_hour")
         if any(o.metric.startswith("validation") for o in self.objective) and not self.validation.tiles:
