@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pathryoshka import config, shelving
+from pathryoshka import shelving
 from pathryoshka.config import ConfigError
 from pathryoshka.session import ray_session
 from pathryoshka.sweep.record import read_record
@@ -32,8 +32,9 @@ def test_points_are_grouped_and_those_that_need_other_streams_refused(tmp_path: 
     groups = groups_of(sweep_of(), base)
     assert [[run.name for _, run in group] for group in groups] == [["t0000", "t0001"], ["t0002"]]
     assert groups[1][0][1].optim.lr == 3e-3
+    probe = {"metric": "probe", "mode": "max"}
     with pytest.raises(ConfigError, match=r"differ in views\.stain: they cannot train in lock-step"):
-        groups_of(sweep_of(space={"views.stain": {"choice": [0.0, 0.1]}}), base)
+        groups_of(sweep_of(space={"views.stain": {"choice": [0.0, 0.1]}}, objective=probe), base)
     with pytest.raises(ValueError, match="lockstep trains trials to the end together"):
         sweep_of(scheduler="asha")
 
