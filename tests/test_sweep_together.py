@@ -59,7 +59,9 @@ def test_trials_from_a_store_in_lock_step_and_one_by_one_load_no_teacher(session
         trial.views == 400 and trial.curve and trial.values["unexplained"] < 1.1 for trial in record.trials.values()
     )
     assert sum("not loaded" in line for line in said) == 4, "two teachers, two groups"
-    assert read_record(base) == record and left() == {"groups": [], "actors": []}
+    assert read_record(base) == record and not left()["groups"]
+    # what Ray Data keeps in the process that makes data sets, for as long as it lives, apart
+    assert not [actor for actor in left()["actors"] if not actor.startswith(("_StatsActor", "ActorLocationTracker"))]
     again: list[str] = []
     run_sweep(sweep_of(), base, resume=True, say=again.append)
     assert not any("in lock-step with" in line for line in again), "nothing finished is run again"
