@@ -16,6 +16,7 @@ The house, in the order in which a tile walks through it::
     export/     a folder that plain timm loads; load()
     driver      lease + pools + stream + training, wired once; job runs it, after a rehearsal where the run is long
     results     from weights to scores, report and export: where distillation, evaluation and export meet
+    sweep/      many runs of one base on Ray Tune: space, trial, drive, board, run; record, worth, report; widths
     demo        all of it at demo size               metrics     what is logged, and where to
     cli         verbs, no logic                      doctor      what is missing on this machine
 
