@@ -71,7 +71,8 @@ def ray_session(logical_cpus: int, *, dashboard: bool = False, say: Callable[[st
 
 
 def start_node(dashboard: bool = False, **options: Any) -> None:
-    """A Ray node on loopback; tried again where a busy machine did not bring it up within Ray's fixed 30 s (60 for its dashboard).
+    """A Ray node on loopback; tried again where a busy machine did not bring it up within Ray's fixed time: 30 s, and
+    60 for its dashboard.
 
     Raises:
         SessionError: it never came up.

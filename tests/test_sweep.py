@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 import ray
+import yaml
 from ray.util import placement_group_table
 from ray.util.state import list_actors
 
