@@ -20,7 +20,7 @@ The house, in the order in which a tile walks through it::
     driver      lease + pools + stream + training, wired once; job runs it, after a rehearsal where the run is long
     shelving    the same for filling a feature store
     results     from weights to scores, report and export: where distillation, evaluation and export meet
-    sweep/      many runs of one base: a space, trials on Ray Tune or in lock-step, report, choice of widths
+    sweep/      many runs of one base: space, trial, drive, board, run, together (lock-step); record, report; widths
     demo        all of it at demo size               metrics     what is logged, and where to
     cli         verbs, no logic                      doctor      what is missing on this machine
 

@@ -39,7 +39,7 @@ from pathryoshka.lease import Lease
 from pathryoshka.metrics import read_metrics
 from pathryoshka.session import console, ray_session
 from pathryoshka.teachers.licences import Terms, ledger, refuse_by_policy, terms
-from pathryoshka.teachers.pool import Facts, TeacherPool
+from pathryoshka.teachers.pool import Facts, Shared, TeacherPool
 from pathryoshka.teachers.zoo import row_by_name
 from pathryoshka.tiles.balance import identity
 
@@ -66,14 +66,6 @@ class Ready:
     job: Job
     facts: dict[str, Facts]
     pool: TeacherPool | None
-
-
-@dataclass(frozen=True)
-class Shared:
-    """A pool that somebody else owns and keeps warm, for several runs: its directory actor, and what is in it."""
-
-    directory: str
-    facts: dict[str, Facts]
 
 
 @contextlib.contextmanager

@@ -261,6 +261,31 @@ def test_evaluate_report_and_export(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         capsys.readouterr()
 
 
+def test_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = SimpleNamespace(with_status=lambda *status: [])
+    ran = stub(monkeypatch, "sweep.run.run_sweep", return_value=record)
+    told = stub(monkeypatch, "sweep.report.report_sweep", return_value=["a/report.html", "a/best.yaml"])
+    file = tmp_path / "s.yaml"
+    file.write_text("recipe: debug\nsweep: {space: {optim.lr: {choice: [0.1, 0.2]}}}\n")
+    assert run("sweep", "--config", str(file), "--set", "sweep.max_failures=3", "--resume") == 0
+    (swept, base), options = ran.call_args
+    assert (swept.max_failures, base.recipe, options["resume"]) == (3, "debug", True)
+    assert told.call_args.args == (swept, base) and capsys.readouterr().out == "a/report.html\na/best.yaml\n"
+    record.with_status = lambda *status: ["one"] * (status == ("failed",))
+    assert run("sweep", "--config", str(file)) == 1  # the report is written, and the exit code says that trials failed
+    ran.reset_mock()
+    assert run("sweep", "--config", str(file), "--report") == 0 and not ran.called
+    file.write_text("recipe: debug\nsweep: {space: {optim.lrr: {choice: [0.1]}}}\n")
+    assert run("sweep", "--config", str(file)) == 2
+    assert "did you mean optim.lr?" in capsys.readouterr().err
+
+
+def test_widths(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fake = stub(monkeypatch, "sweep.widths.widths_of_run", return_value="16 and 48")
+    assert run("widths", "--recipe", "debug", "--drop", "0.02") == 0
+    assert fake.call_args.args == (recipes.debug(), 0.02, "linear") and capsys.readouterr().out == "16 and 48\n"
+
+
 def test_verify(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     fake = stub(monkeypatch, "export.verify.verify", return_value="8 golden tiles agree")
     assert run("verify", "s3://b/export") == 0

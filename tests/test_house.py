@@ -38,6 +38,9 @@ NO_RAY = [
     "distill.losses",
     "distill.step",
     "evaluate.probes",
+    "sweep.space",
+    "sweep.record",
+    "sweep.worth",
 ]
 
 
@@ -165,6 +168,17 @@ def test_only_the_engine_imports_deepspeed() -> None:
 def test_the_maths_does_not_import_ray(room: str) -> None:
     for module in members(room):
         assert "ray" not in reaches(module), f"{module} reaches ray"
+
+
+@pytest.mark.parametrize("room", ["sweep.space", "sweep.record", "sweep.worth"])
+def test_a_space_is_checked_without_torch(room: str) -> None:
+    for module in members(room):
+        assert not {"torch", "timm"} & reaches(module)
+
+
+def test_nobody_but_the_verbs_imports_the_sweep() -> None:
+    who = {m for m, tree in rooms().items() if any(inside(n, "pathryoshka.sweep") for n in imports(m, tree))}
+    assert who - set(members("sweep")) == {"pathryoshka.cli_sweep"}
 
 
 def test_an_exported_student_loads_without_ray_and_deepspeed() -> None:

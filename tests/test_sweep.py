@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 from ray.util import placement_group_table
 from ray.util.state import list_actors
@@ -60,9 +61,12 @@ def attempts(base: config.Run, trial: str) -> int:
 
 
 def left() -> dict[str, list[str]]:
-    """Placement groups and actors that are alive, and bytes in the object store, in words."""
+    """Placement groups and actors that are alive."""
     groups = [g["name"] or g["placement_group_id"] for g in placement_group_table().values() if g["state"] != "REMOVED"]
-    actors = [f"{a.class_name} {a.name}" for a in list_actors(filters=[("state", "!=", "DEAD")], limit=1000)]
+    where = ray.get_runtime_context().gcs_address
+    actors = [
+        f"{a.class_name} {a.name}" for a in list_actors(address=where, filters=[("state", "!=", "DEAD")], limit=1000)
+    ]
     # one a cluster, which Ray Data keeps for whoever comes next
     return {"groups": groups, "actors": [a for a in actors if "AutoscalingCoordinator" not in a]}
 

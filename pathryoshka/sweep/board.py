@@ -48,6 +48,9 @@ class Board:
             self.trials[trial].lines.append(values)
             self.gauges.show(trial, values)
 
+    def show(self, trial: str, values: dict[str, float]) -> None:
+        self.gauges.show(trial, values)
+
     def take(self, trial: str) -> tuple[list[dict[str, float]], dict[str, float] | None, str | None]:
         """(lines since the last call, values if it finished, sentence if it failed)."""
         running = self.trials[trial]

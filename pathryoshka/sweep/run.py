@@ -18,16 +18,16 @@ from ray import tune
 from pathryoshka import results, storage
 from pathryoshka.config import ConfigError, Run
 from pathryoshka.devices import DeviceError, student_demand, teacher_demand
-from pathryoshka.driver import Shared
 from pathryoshka.inputs import must_load, student_grid, with_only
 from pathryoshka.session import beside_the_driver, ray_session
 from pathryoshka.sweep.board import Board, stop_all
+from pathryoshka.sweep.dashboard import provision
 from pathryoshka.sweep.follow import Budget, Follow
 from pathryoshka.sweep.record import Record, Recorder, sweep_uri
 from pathryoshka.sweep.space import Sweep, corners, points, run_of
 from pathryoshka.sweep.together import run_groups
 from pathryoshka.sweep.trial import Settings, TrialActor, encode
-from pathryoshka.teachers.pool import TeacherPool
+from pathryoshka.teachers.pool import Shared, TeacherPool
 
 Say = Callable[[str], None]
 QUIET = {
@@ -47,7 +47,8 @@ def run_sweep(sweep: Sweep, base: Run, *, resume: bool = False, say: Say = print
     uri = sweep_uri(base)
     recorder = start_record(sweep, base, resume)
     os.environ.update(QUIET)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    if not os.environ.get("PATHRYOSHKA_DEBUG"):
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `Follow` says of each failure why
     storage.ensure_root(base.storage.root, base.storage)
     runs = [run_of(base, point) for point in points(sweep) or corners(sweep)]
     # a teacher whose features a store has in full is not loaded, unless unseen tiles are to be shown to it
@@ -73,6 +74,7 @@ def run_sweep(sweep: Sweep, base: Run, *, resume: bool = False, say: Say = print
             board = Board.options(name=f"{base.name}/board", **beside_the_driver()).remote(base.name)  # type: ignore[attr-defined]
             shared = stack.enter_context(shared_teachers(with_only(base, asked), say)) if share else None
             stack.callback(stop_all, board, say)
+            say(f"dashboards: {', '.join(provision(base))}; tensorboard --logdir {storage.join(uri, 'tune')}")
             try:
                 tuner_of(sweep, base, Settings(sweep, base, shared, board), recorder, at_once, resume, say).fit()
             finally:

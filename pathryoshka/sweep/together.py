@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
 from pathryoshka.distill.learner import Entrant
-from pathryoshka.driver import Ready, Result, Shared, fit, prepared, refuse_unlike
+from pathryoshka.driver import Ready, Result, fit, prepared, refuse_unlike
 from pathryoshka.metrics import read_metrics
 from pathryoshka.sweep.follow import spent
 from pathryoshka.sweep.gauges import unexplained
@@ -21,6 +21,7 @@ from pathryoshka.sweep.objective import measure
 from pathryoshka.sweep.record import Recorder, Trial, outcome_uri
 from pathryoshka.sweep.space import Point, Sweep, describe, points, short
 from pathryoshka.sweep.trial import trial_run
+from pathryoshka.teachers.pool import Shared
 
 Say = Callable[[str], None]
 

@@ -1,9 +1,9 @@
-"""One trial: the production trainer under a name of its own, and Tune's handle on it.
+"""Tune's handle on a trial, and what a trial is: the run of a point under a name of its own.
 
-`drive` is a Ray task in whose main thread the same `prepared` and `fit` run as in `pathryoshka distill`. A trial is a
-run with a name, so whoever starts it again continues from its own checkpoint. `TrialActor` is what Tune holds. It is a
-class and not a function because only a class is told to stop before its process ends (`cleanup`), and a trial that is
-not ended in order leaves its placement group, its lease and its pools to whoever notices.
+Nothing here needs torch: each trial's handle is a process, and so is the board. The training runs in the task `drive`,
+in a process of its own. The handle is a class and not a function, for only a class is told to stop before its process
+ends (`cleanup`), and a trial that is not ended in order leaves its placement group, its lease and its pools to whoever
+notices.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from typing import Any
 import ray
 from ray import tune
 from ray.actor import ActorHandle
-from ray.train import UserCallback
 
-from pathryoshka import config, storage
-from pathryoshka.driver import Shared, fit, prepared
+from pathryoshka import config
 from pathryoshka.sweep.gauges import unexplained
-from pathryoshka.sweep.objective import measure
-from pathryoshka.sweep.record import outcome_uri, trials_root
+from pathryoshka.sweep.record import trials_root
 from pathryoshka.sweep.space import Point, Sweep, run_of
+from pathryoshka.teachers.pool import Shared
 
 POLL_S = 0.3
 STOP_S = 60.0
@@ -75,34 +73,12 @@ def trial_run(sweep: Sweep, base: config.Run, point: Point, name: str) -> config
     return run_of(base, point).model_copy(update={"name": name, "storage": store})
 
 
-class Report(UserCallback):
-    """Hands the log lines of rank 0 to the board, from Ray Train's controller."""
-
-    def __init__(self, board: ActorHandle, trial: str) -> None:
-        self.board, self.trial = board, trial
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        self.board.put.remote(self.trial, metrics[0])
-
-
 @ray.remote(num_cpus=0, max_retries=0)
 def drive(job: TrialJob, board: ActorHandle) -> dict[str, float]:
-    """Trains a trial to its end and measures it; returns its values, at once where it has finished before."""
-    run, started = job.run, time.monotonic()
-    uri = outcome_uri(run)
-    if storage.exists(uri, run.storage):
-        return storage.read_json(uri, run.storage)
-    lines: list[str] = []
-    try:
-        with prepared(run, (), lines.append, job.shared) as ready:
-            result = fit(ready, lines.append, [Report(board, run.name)])
-            values = measure(job.sweep, job.base, ready, result)
-    finally:
-        text = "".join(f"{line}\n" for line in lines)
-        storage.write_bytes(storage.join(run.storage.root, run.name, "log.txt"), text.encode(), run.storage)
-    values["seconds"] = time.monotonic() - started
-    storage.write_json(uri, values, run.storage)
-    return values
+    """The trial from its start or its last checkpoint to its values: `sweep.drive.distil`, which needs torch."""
+    from pathryoshka.sweep.drive import distil
+
+    return distil(job, board)
 
 
 class TrialActor(tune.Trainable):

@@ -49,6 +49,14 @@ class Facts:
     memory_mib: float
 
 
+@dataclass(frozen=True)
+class Shared:
+    """A pool that somebody else owns and keeps warm, for several runs: its directory actor, and what is in it."""
+
+    directory: str
+    facts: dict[str, Facts]
+
+
 @ray.remote(concurrency_groups={"control": 1})  # type: ignore[call-overload]
 class Replica:
     """One frozen teacher on one device. The weights load at the first call of `ready` or `embed`, so that a failing
