@@ -89,7 +89,7 @@ def sentence(error: Exception) -> str:
 
 
 def stop_all(board: ActorHandle, say: Any, patience_s: float = 60) -> None:
-    """Ends every trial that still runs, in order where that takes less than `patience_s`, and then the board."""
+    """Ends every trial that still runs, in order where that takes less than `patience_s`."""
     deadline, stopped = time.monotonic() + patience_s, False
     trials: list[str] = ray.get(board.running.remote())
     while trials:
@@ -102,4 +102,3 @@ def stop_all(board: ActorHandle, say: Any, patience_s: float = 60) -> None:
             break
         time.sleep(0.2)
         trials = ray.get(board.running.remote())
-    ray.kill(board)

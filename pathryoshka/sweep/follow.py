@@ -83,23 +83,26 @@ def reason(trial: TuneTrial) -> str:
     return lines[-1].partition("TrialError: ")[2] or lines[-1]
 
 
-class Budget(tune.Stopper):
-    """Ends a sweep when what it may cost is spent; trials keep their checkpoints, and a larger budget goes on."""
+class BudgetSpent(Exception):
+    """Leaves Tune's loop in the middle: trials that a Stopper stops are done for Tune, and nobody could resume them."""
 
-    def __init__(self, sweep: Sweep, recorder: Recorder, say: Say) -> None:
-        self.sweep, self.recorder, self.say = sweep, recorder, say
-        self.spoke = False
+
+class Budget(tune.Stopper):
+    """Ends a sweep when what it may cost is spent; `spent` then says what. Trials keep their checkpoints."""
+
+    def __init__(self, sweep: Sweep, recorder: Recorder) -> None:
+        self.sweep, self.recorder = sweep, recorder
+        self.spent: str | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
         self.recorder.write()
-        said = spent(self.sweep, self.recorder.record)
-        if said and not self.spoke:
-            self.spoke = True
-            self.say(f"the sweep ends: {said}")
-        return said is not None
+        self.spent = spent(self.sweep, self.recorder.record)
+        if self.spent is not None:
+            raise BudgetSpent(self.spent)
+        return False
 
 
 def spent(sweep: Sweep, record: Record) -> str | None:
