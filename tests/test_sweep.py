@@ -18,7 +18,7 @@ from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
 from pathryoshka.s3server import S3Server
 from pathryoshka.session import ray_session
-from pathryoshka.sweep.record import read_record, trials_root
+from pathryoshka.sweep.record import read_record, sweep_uri, trials_root
 from pathryoshka.sweep.run import run_sweep
 from pathryoshka.sweep.space import Sweep, load_sweep
 from pathryoshka.tiles.phantom import write_phantom
@@ -99,6 +99,10 @@ def test_asha_a_failure_and_what_is_left(s3: S3Server, tiles: str, tmp_path: Pat
     assert now == {"groups": [], "actors": []}
     assert store_bytes() - before < 2**20
     assert read_record(base) == record
+    events = storage.join(sweep_uri(base), "tune", good.id)
+    (file,) = [f for f in storage.list_files(events, base.storage) if "tfevents" in f]
+    logged = storage.read_bytes(storage.join(events, file), base.storage)
+    assert b"_hparams_/session_start_info" in logged and b"point/optim.lr" in logged
     with pytest.raises(config.ConfigError, match="exists; go on with --resume"):
         run_sweep(swept, base, say=said.append)
 
@@ -113,8 +117,10 @@ def wait_for_checkpoint(base: config.Run, trial: str, driver: Driver) -> None:
 def test_a_killed_trial_a_spent_budget_and_a_killed_driver_run_nothing_twice(
     s3: S3Server, tiles: str, tmp_path: Path
 ) -> None:
-    sweep = {"space": {"optim.lr": {"choice": [1e-2, 1e-3]}}, "max_concurrent": 1, "max_views": 600}
+    sweep: dict[str, Any] = {"space": {"optim.lr": {"choice": [1e-2, 1e-3]}}, "max_concurrent": 1, "max_views": 600}
+    sweep["objective"] = [{"metric": "probe/16", "mode": "max"}, {"metric": "num_params"}]
     tree = tree_of(s3, tiles, "killed", sweep)
+    tree = config.overlay(tree, {"evaluate": {"tiles": [tiles], "splits": ["test"], "folds": 3}})
     tree = config.overlay(tree, {"teachers": {"models": {f"mock{n}": {"mock_seconds": 0.05} for n in range(2)}}})
     driver = Driver(tree, tmp_path, verb=("sweep",)).start()
     driver.wait_for("trial 0: started", timeout=600)
@@ -130,6 +136,7 @@ def test_a_killed_trial_a_spent_budget_and_a_killed_driver_run_nothing_twice(
     (second,) = set(record.trials) - {first}
     assert record.trials[first].status == "finished" and record.trials[first].failures == 1
     assert record.trials[second].status == "stopped" and 120 <= record.trials[second].views < 480
+    assert 0.1 < record.trials[first].values["probe/16"] <= 1
     assert attempts(base, first) == 2 and "continuing from step" in log_of(base, first)
 
     tree = config.overlay(tree, {"sweep": {"max_views": 6000}})

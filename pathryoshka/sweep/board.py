@@ -25,6 +25,7 @@ class Running:
     lines: list[dict[str, float]] = field(default_factory=list)
     values: dict[str, float] | None = None
     error: str | None = None
+    interrupted: bool = False
 
 
 @ray.remote
@@ -59,10 +60,16 @@ class Board:
         return lines, running.values, running.error
 
     def stop(self, trial: str, force: bool = False) -> bool:
-        """Interrupts the trial's driver; whether it has ended. `force` kills it, and leaves the tidying to Ray."""
+        """Interrupts the trial's driver, once, for a second Ctrl-C would hit its tidying; whether it has ended.
+
+        `force` kills it, and leaves the tidying to Ray.
+        """
         if trial not in self.trials or self.ended(trial):
             return True
-        ray.cancel(self.trials[trial].task, force=force, recursive=False)
+        running = self.trials[trial]
+        if force or not running.interrupted:
+            running.interrupted = True
+            ray.cancel(running.task, force=force, recursive=False)
         return False
 
     def running(self) -> list[str]:
