@@ -72,6 +72,10 @@ class Board:
             ray.cancel(running.task, force=force, recursive=False)
         return False
 
+    def why(self, trial: str) -> str | None:
+        """Why the trial's driver failed, if it did."""
+        return self.trials[trial].error if trial in self.trials and self.ended(trial) else None
+
     def running(self) -> list[str]:
         return [trial for trial in self.trials if not self.ended(trial)]
 

@@ -67,7 +67,7 @@ def run_sweep(sweep: Sweep, base: Run, *, resume: bool = False, say: Say = print
             budget = Budget(sweep, recorder)
             settings = Settings(sweep, base, shared, board)
             try:
-                tuner_of(settings, Follow(sweep, recorder, say), budget, at_once, resume).fit()
+                tuner_of(settings, Follow(sweep, recorder, board, say), budget, at_once, resume).fit()
             except (BudgetSpent, tune.TuneError):
                 if budget.spent is None:
                     raise
