@@ -18,7 +18,7 @@ from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
 from pathryoshka.s3server import S3Server
 from pathryoshka.session import ray_session
-from pathryoshka.sweep.record import read_record, trials_root
+from pathryoshka.sweep.record import read_record, sweep_uri, trials_root
 from pathryoshka.sweep.run import run_sweep
 from pathryoshka.sweep.space import Sweep, load_sweep
 from pathryoshka.tiles.phantom import write_phantom
@@ -67,8 +67,9 @@ def left() -> dict[str, list[str]]:
     actors = [
         f"{a.class_name} {a.name}" for a in list_actors(address=where, filters=[("state", "!=", "DEAD")], limit=1000)
     ]
-    # one a cluster, which Ray Data keeps for whoever comes next
-    return {"groups": groups, "actors": [a for a in actors if "AutoscalingCoordinator" not in a]}
+    # one a session each, which Ray Data keeps for whoever comes next
+    keeps = ("_StatsActor", "ActorLocationTracker", "_AutoscalingCoordinatorActor")
+    return {"groups": groups, "actors": [actor for actor in actors if not actor.startswith(keeps)]}
 
 
 @pytest.mark.usefixtures("session")
@@ -98,29 +99,61 @@ def test_asha_a_failure_and_what_is_left(s3: S3Server, tiles: str, tmp_path: Pat
     assert mad.failures == 2 and "the loss was not finite" in mad.error and attempts(base, mad.id) == 2
     assert now == {"groups": [], "actors": []}
     assert store_bytes() - before < 2**20
+    assert any(f"trial {mad.number}: failed and is tried again: the loss was not finite" in line for line in said)
     assert read_record(base) == record
+    events = storage.join(sweep_uri(base), "tune", good.id)
+    (file,) = [f for f in storage.list_files(events, base.storage) if "tfevents" in f]
+    logged = storage.read_bytes(storage.join(events, file), base.storage)
+    assert b"_hparams_/session_start_info" in logged and b"point/optim.lr" in logged
     with pytest.raises(config.ConfigError, match="exists; go on with --resume"):
         run_sweep(swept, base, say=said.append)
 
 
-def test_a_killed_driver_goes_on_and_runs_nothing_finished_again(s3: S3Server, tiles: str, tmp_path: Path) -> None:
-    tree = tree_of(s3, tiles, "killed", {"space": {"optim.lr": {"choice": [1e-2, 1e-3]}}, "max_concurrent": 1})
+def wait_for_checkpoint(base: config.Run, trial: str, driver: Driver) -> None:
+    until = time.monotonic() + 600
+    while not checkpoint.complete(storage.join(trials_root(base), trial), base.storage):
+        assert time.monotonic() < until and driver.process.poll() is None, driver.text()[-3000:]
+        time.sleep(0.2)
+
+
+def test_a_killed_trial_a_spent_budget_and_a_killed_driver_run_nothing_twice(
+    s3: S3Server, tiles: str, tmp_path: Path
+) -> None:
+    sweep: dict[str, Any] = {"space": {"optim.lr": {"choice": [1e-2, 1e-3]}}, "max_concurrent": 1, "max_views": 600}
+    sweep["objective"] = [{"metric": "probe/16", "mode": "max"}, {"metric": "num_params"}]
+    tree = tree_of(s3, tiles, "killed", sweep)
+    tree = config.overlay(tree, {"evaluate": {"tiles": [tiles], "splits": ["test"], "folds": 3}})
     tree = config.overlay(tree, {"teachers": {"models": {f"mock{n}": {"mock_seconds": 0.05} for n in range(2)}}})
     driver = Driver(tree, tmp_path, verb=("sweep",)).start()
-    driver.wait_for("trial 0: finished", timeout=600)
-    driver.wait_for("trial 1: started", timeout=600)
+    driver.wait_for("trial 0: started", timeout=600)
     _, base = load(tree, tmp_path)
-    first, second = sorted(read_record(base).trials)
-    until = time.monotonic() + 300
-    while not checkpoint.complete(storage.join(trials_root(base), second), base.storage):
-        assert time.monotonic() < until and driver.process.poll() is None, driver.text()[-3000:]
-        time.sleep(0.5)
-    driver.kill()
-    again = Driver(tree, tmp_path / "again", verb=("sweep", "--resume")).start()
-    assert again.wait(900) == 0, again.text()[-3000:]
+    (first,) = read_record(base).trials
+    wait_for_checkpoint(base, first, driver)
+    (process,) = driver.processes("ray::trial")
+    process.kill()
+    driver.wait_for("trial 0: failed and is tried again", timeout=300)
+    assert driver.wait(900) == 0, driver.text()[-3000:]
+    assert "the sweep ends: sweep.max_views=600 is spent" in driver.text()
     record = read_record(base)
-    assert {t.status for t in record.trials.values()} == {"finished"} and sorted(record.trials) == [first, second]
-    assert attempts(base, first) == 1 and "trial 0: started" not in again.text()
-    assert attempts(base, second) == 2
-    log = storage.read_bytes(storage.join(trials_root(base), second, "log.txt"), base.storage).decode()
-    assert "continuing from step" in log and "each exactly once" in log
+    (second,) = set(record.trials) - {first}
+    assert record.trials[first].status == "finished" and record.trials[first].failures == 1
+    assert record.trials[second].status == "stopped" and 120 <= record.trials[second].views < 480
+    assert 0.1 < record.trials[first].values["probe/16"] <= 1
+    assert attempts(base, first) == 2 and "continuing from step" in log_of(base, first)
+
+    tree = config.overlay(tree, {"sweep": {"max_views": 6000}})
+    again = Driver(tree, tmp_path / "again", verb=("sweep", "--resume")).start()
+    again.wait_for("trial 1: continues", timeout=600)
+    wait_for_checkpoint(base, second, again)
+    again.kill()
+    last = Driver(tree, tmp_path / "last", verb=("sweep", "--resume")).start()
+    assert last.wait(900) == 0, last.text()[-3000:]
+    record = read_record(base)
+    assert {name: t.status for name, t in record.trials.items()} == {first: "finished", second: "finished"}
+    assert attempts(base, first) == 2 and "trial 0" not in again.text() + last.text()
+    assert attempts(base, second) >= 2
+    assert "continuing from step" in log_of(base, second) and "each exactly once" in log_of(base, second)
+
+
+def log_of(base: config.Run, trial: str) -> str:
+    return storage.read_bytes(storage.join(trials_root(base), trial, "log.txt"), base.storage).decode()

@@ -25,6 +25,7 @@ class Running:
     lines: list[dict[str, float]] = field(default_factory=list)
     values: dict[str, float] | None = None
     error: str | None = None
+    interrupted: bool = False
 
 
 @ray.remote
@@ -59,11 +60,21 @@ class Board:
         return lines, running.values, running.error
 
     def stop(self, trial: str, force: bool = False) -> bool:
-        """Interrupts the trial's driver; whether it has ended. `force` kills it, and leaves the tidying to Ray."""
+        """Interrupts the trial's driver, once, for a second Ctrl-C would hit its tidying; whether it has ended.
+
+        `force` kills it, and leaves the tidying to Ray.
+        """
         if trial not in self.trials or self.ended(trial):
             return True
-        ray.cancel(self.trials[trial].task, force=force, recursive=False)
+        running = self.trials[trial]
+        if force or not running.interrupted:
+            running.interrupted = True
+            ray.cancel(running.task, force=force, recursive=False)
         return False
+
+    def why(self, trial: str) -> str | None:
+        """Why the trial's driver failed, if it did."""
+        return self.trials[trial].error if trial in self.trials and self.ended(trial) else None
 
     def running(self) -> list[str]:
         return [trial for trial in self.trials if not self.ended(trial)]
@@ -89,7 +100,7 @@ def sentence(error: Exception) -> str:
 
 
 def stop_all(board: ActorHandle, say: Any, patience_s: float = 60) -> None:
-    """Ends every trial that still runs, in order where that takes less than `patience_s`, and then the board."""
+    """Ends every trial that still runs, in order where that takes less than `patience_s`."""
     deadline, stopped = time.monotonic() + patience_s, False
     trials: list[str] = ray.get(board.running.remote())
     while trials:
@@ -102,4 +113,3 @@ def stop_all(board: ActorHandle, say: Any, patience_s: float = 60) -> None:
             break
         time.sleep(0.2)
         trials = ray.get(board.running.remote())
-    ray.kill(board)

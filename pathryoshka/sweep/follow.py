@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ray
 from ray import tune
+from ray.actor import ActorHandle
 from ray.tune.experiment import Trial as TuneTrial
 
 from pathryoshka.sweep.record import Record, Recorder, Trial
@@ -18,8 +20,8 @@ Say = Callable[[str], None]
 class Follow(tune.Callback):
     """Keeps the record of the sweep, which is Tune's in other words, and says what happens in lines of ours."""
 
-    def __init__(self, sweep: Sweep, recorder: Recorder, say: Say) -> None:
-        self.sweep, self.recorder, self.say = sweep, recorder, say
+    def __init__(self, sweep: Sweep, recorder: Recorder, board: ActorHandle, say: Say) -> None:
+        self.sweep, self.recorder, self.board, self.say = sweep, recorder, board, say
         self.before_s: dict[str, float] = {}
 
     def trial(self, trial: TuneTrial) -> Trial:
@@ -70,36 +72,32 @@ class Follow(tune.Callback):
     def note(self, trial: TuneTrial, what: str) -> Trial:
         mine = self.trial(trial)
         mine.failures += 1
-        mine.error = reason(trial)
+        why: Any = ray.get(self.board.why.remote(trial.trial_id))
+        mine.error = why or "its process on Tune's side ended"
         self.say(f"trial {mine.number}: {what}: {mine.error}")
         return mine
 
 
-def reason(trial: TuneTrial) -> str:
-    """Last line of a Tune trial's error, without the wrappings that name our exception class."""
-    error = trial.get_pickled_error() or trial.get_error()
-    cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause or "").splitlines() if line.strip()] or [type(cause).__name__]
-    return lines[-1].partition("TrialError: ")[2] or lines[-1]
+class BudgetSpent(Exception):
+    """Leaves Tune's loop in the middle: trials that a Stopper stops are done for Tune, and nobody could resume them."""
 
 
 class Budget(tune.Stopper):
-    """Ends a sweep when what it may cost is spent; trials keep their checkpoints, and a larger budget goes on."""
+    """Ends a sweep when what it may cost is spent; `spent` then says what. Trials keep their checkpoints."""
 
-    def __init__(self, sweep: Sweep, recorder: Recorder, say: Say) -> None:
-        self.sweep, self.recorder, self.say = sweep, recorder, say
-        self.spoke = False
+    def __init__(self, sweep: Sweep, recorder: Recorder) -> None:
+        self.sweep, self.recorder = sweep, recorder
+        self.spent: str | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
         self.recorder.write()
-        said = spent(self.sweep, self.recorder.record)
-        if said and not self.spoke:
-            self.spoke = True
-            self.say(f"the sweep ends: {said}")
-        return said is not None
+        self.spent = spent(self.sweep, self.recorder.record)
+        if self.spent is not None:
+            raise BudgetSpent(self.spent)
+        return False
 
 
 def spent(sweep: Sweep, record: Record) -> str | None:

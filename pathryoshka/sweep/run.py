@@ -16,13 +16,14 @@ import ray
 from ray import tune
 
 from pathryoshka import results, storage
+from pathryoshka.changes import FREE, differences
 from pathryoshka.config import ConfigError, Run
 from pathryoshka.devices import DeviceError, student_demand, teacher_demand
 from pathryoshka.inputs import must_load, student_grid, with_only
 from pathryoshka.session import beside_the_driver, ray_session
 from pathryoshka.sweep.board import Board, stop_all
 from pathryoshka.sweep.dashboard import provision
-from pathryoshka.sweep.follow import Budget, Follow
+from pathryoshka.sweep.follow import Budget, BudgetSpent, Follow
 from pathryoshka.sweep.record import Record, Recorder, sweep_uri
 from pathryoshka.sweep.space import Sweep, corners, points, run_of
 from pathryoshka.sweep.together import run_groups
@@ -72,12 +73,20 @@ def run_sweep(sweep: Sweep, base: Run, *, resume: bool = False, say: Say = print
                 run_groups(sweep, base, shared, recorder, say)
                 return recorder.record
             board = Board.options(name=f"{base.name}/board", **beside_the_driver()).remote(base.name)  # type: ignore[attr-defined]
-            shared = stack.enter_context(shared_teachers(with_only(base, asked), say)) if share else None
+            stack.callback(ray.kill, board)
             stack.callback(stop_all, board, say)
             say(f"dashboards: {', '.join(provision(base))}; tensorboard --logdir {storage.join(uri, 'tune')}")
+            budget = Budget(sweep, recorder)
+            settings = Settings(sweep, base, shared, board)
             try:
-                tuner_of(sweep, base, Settings(sweep, base, shared, board), recorder, at_once, resume, say).fit()
+                tuner_of(settings, Follow(sweep, recorder, board, say), budget, at_once, resume).fit()
+            except (BudgetSpent, tune.TuneError):
+                if budget.spent is None:
+                    raise
+                say(f"the sweep ends: {budget.spent}; --resume with a larger one goes on")
             finally:
+                for trial in recorder.record.with_status("running"):
+                    trial.status = "stopped"
                 recorder.write(force=True)
     return recorder.record
 
@@ -97,17 +106,20 @@ def start_record(sweep: Sweep, base: Run, resume: bool) -> Recorder:
         for key in sorted(set(now["sweep"]) - free):
             if old["sweep"].get(key) != now["sweep"][key]:
                 raise ConfigError(f"sweep {base.name} exists with another sweep.{key}; use the old one or another name")
+        for key, was, is_now in differences(old["base"], now["base"]):
+            if not FREE.fullmatch(key):
+                raise ConfigError(
+                    f"sweep {base.name} exists with {key} = {was!r}, not {is_now!r}; use the old value or another name"
+                )
     storage.write_json(uri, now, cfg)
     return Recorder(base)
 
 
-def tuner_of(
-    sweep: Sweep, base: Run, settings: Settings, recorder: Recorder, at_once: int, resume: bool, say: Say
-) -> tune.Tuner:
+def tuner_of(settings: Settings, follow: Follow, budget: Budget, at_once: int, resume: bool) -> tune.Tuner:
     """A Tuner that begins, or one that goes on where Tune's own snapshot stands (if the last one came that far)."""
+    sweep, base = settings.sweep, settings.base
     trainable = tune.with_resources(tune.with_parameters(TrialActor, settings=settings), {"CPU": 0.01})
     files, path = storage.filesystem(storage.join(sweep_uri(base), "tune"), base.storage)
-    follow, budget = Follow(sweep, recorder, say), Budget(sweep, recorder, say)
     run_config = tune.RunConfig(
         name="tune",
         storage_path=path.removesuffix("/tune"),

@@ -99,24 +99,28 @@ class TrialActor(tune.Trainable):
         if not self.started:
             ray.get(board.start.remote(self.trial_id, self.job))
             self.started = True
-        while not self.lines:
+        while True:
+            while self.lines:
+                line = self.lines.popleft()
+                shares = unexplained(line)
+                if not shares:
+                    raise TrialError("its losses have no fraction unexplained to compare by; sweep with other losses")
+                self.last = {**line, "unexplained": sum(shares.values()) / len(shares)}
+                if line["views"] < self.job.run.plan.num_views:
+                    return dict(self.last)
+                # the last line goes with the values: a scheduler would stop a trial that has reached its end unmeasured
             taken: Any = ray.get(board.take.remote(self.trial_id))
             lines, values, error = taken  # as `Board.take` says
             self.lines.extend(lines)
-            if self.lines:
-                break
+            if lines:
+                continue
             if error is not None:
                 raise TrialError(error)
             if values is not None:
                 chosen = {f"objective/{o.metric}": values[o.metric] for o in self.settings.sweep.objective}
-                return {**self.last, **values, **chosen, "done": True, "finished": 1}
+                views = {"views": float(self.job.run.plan.num_views)}
+                return {**self.last, **values, **views, **chosen, "done": True, "finished": 1}
             time.sleep(POLL_S)
-        line = self.lines.popleft()
-        shares = unexplained(line)
-        if not shares:
-            raise TrialError("its losses have no fraction unexplained to compare by; sweep with other losses")
-        self.last = {**line, "unexplained": sum(shares.values()) / len(shares)}
-        return dict(self.last)
 
     def cleanup(self) -> None:
         board, begun = self.settings.board, time.monotonic()
