@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,7 @@ class Follow(tune.Callback):
         mine = self.trial(trial)
         mine.seconds = self.before_s.get(mine.id, 0.0) + result["time_total_s"]
         views = int(result["views"])
-        if "unexplained" in result and views > mine.views:
+        if views > mine.views and math.isfinite(result.get("unexplained", math.nan)):
             mine.curve.append((views, result["unexplained"]))
         mine.views = max(mine.views, views)
         if result.get("finished"):
