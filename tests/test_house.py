@@ -191,6 +191,13 @@ def test_the_plain_rooms_import_neither_torch_nor_ray(room: str) -> None:
         assert not {"torch", "ray", "timm"} & reaches(module)
 
 
+def test_readers_and_the_controller_of_training_do_not_wait_for_torch() -> None:
+    """They unpickle a stream, in a process of their own each."""
+    code = "import sys, pathryoshka.distill.stream, pathryoshka.distill.checkpoint; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "timm", "deepspeed"} & set(loaded)
+
+
 def test_the_walk_agrees_with_python() -> None:
     """What the reading of the source says about the plain rooms is what a fresh interpreter loads."""
     code = "import sys, pathryoshka.recipes, pathryoshka.storage, pathryoshka.tiles.plan; print(*sys.modules)"

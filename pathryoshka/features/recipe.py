@@ -7,10 +7,10 @@ view that was embedded, and whoever reads it has that view at hand (`features/re
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pathryoshka import config, storage
@@ -64,7 +64,7 @@ def asked(run: config.Run, teacher: dict[str, Any], num_tokens: int, kept_tokens
 
 
 def torch_version() -> str:
-    return torch.__version__.partition("+")[0]
+    return importlib.metadata.version("torch").partition("+")[0]  # not asked of torch: readers need not import it
 
 
 def refuse_other(where: str, recipe: Recipe, wanted: dict[str, Any]) -> None:

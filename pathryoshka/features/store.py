@@ -17,7 +17,6 @@ from pathryoshka import config, storage
 from pathryoshka.features import recipe as recipes
 from pathryoshka.features.codec import Codec
 from pathryoshka.features.coverage import Coverage, read_coverage
-from pathryoshka.teachers.encoder import EncoderError, claimed_fingerprint
 from pathryoshka.tiles.plan import Plan
 
 TEACHERS = "teachers"
@@ -93,6 +92,8 @@ def fingerprint(
 ) -> dict[str, Any]:
     """Of the teacher that the run names, from its files alone. Where they are not at hand the store is trusted, and
     that is said: a lab may share features of weights that it may not share."""
+    from pathryoshka.teachers.encoder import EncoderError, claimed_fingerprint  # torch: not for readers
+
     try:
         return claimed_fingerprint(name, run.teachers.models[name], grid, run.storage)
     except EncoderError as error:
