@@ -25,7 +25,7 @@ from pathryoshka.tiles.phantom import write_phantom
 from tests.bench.sampling import store_bytes
 from tests.runs import Driver, settings, short_tmp
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def ask(address: str, query: str) -> list[dict[str, Any]]:
         return []
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(not shutil.which("prometheus"), reason="needs Prometheus: apt-get install prometheus")
 def test_every_panel_finds_its_gauge_in_a_real_prometheus(prometheus: str, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def session() -> Iterator[None]:
         yield
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(1200)
 def test_trials_from_a_store_in_lock_step_and_one_by_one_load_no_teacher(session: None, tmp_path: Path) -> None:
     small = {"num_workers": 1, "log_every": 5, "checkpoint_every": 100}
