@@ -7,7 +7,7 @@ matrices: bootstrap, jackknife and permutation need nothing else, and cost the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,11 @@ class Tally:
         """The score of all groups together."""
         return float(self.finish(self.sums.sum(0)))
 
+    @property
+    def without(self) -> np.ndarray:
+        """[G] the score with each group left out."""
+        return self.finish(self.sums.sum(0) - self.sums)
+
     def under(self, counts: np.ndarray) -> np.ndarray:
         """[R] scores of draws that hold each group `counts` [R, G] times."""
         return self.finish(counts @ self.sums)
@@ -38,6 +43,23 @@ def tally(stats: np.ndarray, groups: np.ndarray, num_groups: int, finish: Finish
     sums = np.zeros((num_groups, stats.shape[1]))
     np.add.at(sums, groups, stats)
     return Tally(sums, finish)
+
+
+def combine(tallies: Sequence[Tally], weights: Sequence[float]) -> Tally:
+    """Tallies of the same groups as one whose score is the weighted sum of theirs: differences (1, -1), means."""
+    ends = np.cumsum([t.sums.shape[1] for t in tallies])[:-1]
+    finishes = [t.finish for t in tallies]
+
+    def finish(sums: np.ndarray) -> np.ndarray:
+        parts = np.split(sums, ends, axis=-1)
+        return sum(w * f(part) for w, f, part in zip(weights, finishes, parts, strict=True))  # type: ignore[return-value]
+
+    return Tally(np.concatenate([t.sums for t in tallies], axis=1), finish)
+
+
+def difference(a: Tally, b: Tally) -> Tally:
+    """`a` minus `b`, paired by group."""
+    return combine((a, b), (1, -1))
 
 
 def mean_of(values: np.ndarray, groups: np.ndarray, num_groups: int) -> Tally:
