@@ -51,15 +51,17 @@ def test_rows_without_a_value_are_left_out() -> None:
 def test_combined_tallies_are_combined_scores() -> None:
     labels, a, b, groups = hits()
     one, other = balanced(labels, a, groups), balanced(labels, b, groups)
-    counts = np.random.default_rng(1).multinomial(10, np.full(10, 0.1), size=5)
-    both = combine((one, other), (0.25, 0.75))
-    np.testing.assert_allclose(both.under(counts), 0.25 * one.under(counts) + 0.75 * other.under(counts))
-    assert difference(one, other).value == pytest.approx(one.value - other.value)
+    both = combine((one.profile, other.profile), (0.25, 0.75))
+    assert both.value == pytest.approx(0.25 * one.value + 0.75 * other.value)
+    without_3 = groups != 3
+    expected = [balanced_accuracy_score(labels[without_3], x[without_3]) for x in (a, b)]
+    assert both.without[3] == pytest.approx(0.25 * expected[0] + 0.75 * expected[1])
+    assert difference(one.profile, other.profile).value == pytest.approx(one.value - other.value)
 
 
 def test_the_jackknife_of_a_mean_is_the_textbook_t_interval() -> None:
     x = np.random.default_rng(0).normal(3, 2, 12)
-    found = interval(mean_of(x, np.arange(12), 12))
+    found = interval(mean_of(x, np.arange(12), 12).profile)
     assert found.error == pytest.approx(stats.sem(x))
     low, high = stats.t.interval(0.95, found.freedom, x.mean(), stats.sem(x))
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
@@ -69,23 +71,23 @@ def test_the_jackknife_of_a_mean_is_the_textbook_t_interval() -> None:
 def test_freedom_falls_where_few_groups_make_the_variance() -> None:
     even, odd = np.tile([1.0, -1.0], 20), np.r_[np.zeros(38), 5.0, -5.0]
     groups = np.arange(40)
-    assert jackknife(mean_of(even, groups, 40))[2] == pytest.approx(39)
-    assert jackknife(mean_of(odd, groups, 40))[2] < 6
+    assert jackknife(mean_of(even, groups, 40).profile)[2] == pytest.approx(39)
+    assert jackknife(mean_of(odd, groups, 40).profile)[2] < 6
 
 
 def test_a_share_stays_a_share() -> None:
     groups = np.arange(20)
-    near = interval(mean_of(np.r_[np.ones(19), 0.0], groups, 20), share=True)
+    near = interval(mean_of(np.r_[np.ones(19), 0.0], groups, 20).profile, share=True)
     assert 0 < near.low < 0.95 < near.high < 1
-    perfect = interval(mean_of(np.ones(20), groups, 20), share=True)
+    perfect = interval(mean_of(np.ones(20), groups, 20).profile, share=True)
     assert (perfect.value, perfect.high) == (1, 1)
     assert perfect.low == pytest.approx(stats.binomtest(20, 20).proportion_ci(method="exact").low)
-    nothing = interval(mean_of(np.zeros(20), groups, 20), share=True)
+    nothing = interval(mean_of(np.zeros(20), groups, 20).profile, share=True)
     assert nothing.high == pytest.approx(stats.binomtest(0, 20).proportion_ci(method="exact").high)
 
 
 def test_one_group_says_nothing_of_others() -> None:
-    found = interval(mean_of(np.ones(5), np.zeros(5, int), 1))
+    found = interval(mean_of(np.ones(5), np.zeros(5, int), 1).profile)
     assert found.value == 1 and math.isnan(found.low) and math.isnan(found.error)
 
 
@@ -140,6 +142,6 @@ def test_intervals_of_differences_cover_and_percentiles_do_not(num_groups: int) 
 def test_an_interval_of_a_difference_uses_the_pairs() -> None:
     labels, a, _, groups = hits(400, 20)
     b = np.where(np.random.default_rng(5).random(400) < 0.05, (a + 1) % 3, a)  # nearly the same predictions
-    one, other = balanced(labels, a, groups), balanced(labels, b, groups)
+    one, other = balanced(labels, a, groups).profile, balanced(labels, b, groups).profile
     apart = math.hypot(interval(one).error, interval(other).error)
     assert paired(one, other).error < 0.5 * apart

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from pathryoshka.evaluate.tally import Tally, difference
+from pathryoshka.evaluate.tally import Profile, Tally, difference
 
 LEVEL = 0.95
 NUM_SWAPS = 9_999
@@ -39,7 +39,7 @@ class Estimate:
     freedom: float
 
 
-def jackknife(score: Tally) -> tuple[float, float, float]:
+def jackknife(score: Profile) -> tuple[float, float, float]:
     """(value, standard error, degrees of freedom) with one group left out at a time.
 
     The freedom of a variance estimate from values x follows from its own variance: 2 n m2^2 / (m4 - m2^2) (n - 1) / n,
@@ -58,7 +58,7 @@ def jackknife(score: Tally) -> tuple[float, float, float]:
     return score.value, error, max(1.0, min(n - 1.0, freedom))
 
 
-def interval(score: Tally, *, share: bool = False) -> Estimate:
+def interval(score: Profile, *, share: bool = False) -> Estimate:
     """95 % interval of a score over its groups.
 
     Args:
@@ -72,15 +72,15 @@ def interval(score: Tally, *, share: bool = False) -> Estimate:
     if not share:
         return Estimate(value, value - reach, value + reach, error, freedom)
     if value <= 0 or value >= 1:
-        allowed = ((1 - LEVEL) / 2) ** (1 / len(score.sums))
-        ends = (allowed, 1.0) if value >= 1 else (0.0, 1 - allowed)
-        return Estimate(value, *ends, error, freedom)
+        allowed = ((1 - LEVEL) / 2) ** (1 / len(score.without))
+        low, high = (allowed, 1.0) if value >= 1 else (0.0, 1 - allowed)
+        return Estimate(value, low, high, error, freedom)
     logit, reach = math.log(value / (1 - value)), reach / (value * (1 - value))
     low, high = (1 / (1 + math.exp(min(700.0, -x))) for x in (logit - reach, logit + reach))
     return Estimate(value, low, high, error, freedom)
 
 
-def paired(a: Tally, b: Tally) -> Estimate:
+def paired(a: Profile, b: Profile) -> Estimate:
     """`a` minus `b` on the same groups, with its interval."""
     return interval(difference(a, b))
 

@@ -17,6 +17,18 @@ Finish = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
+class Profile:
+    """A score and what it is without each group: all that intervals, differences and means need.
+
+    Attributes:
+        without: [G] the score with one group left out; NaN where nothing is left to score.
+    """
+
+    value: float
+    without: np.ndarray
+
+
+@dataclass(frozen=True)
 class Tally:
     """Sums [G, K] of each group, and how a score is made of such sums."""
 
@@ -29,9 +41,8 @@ class Tally:
         return float(self.finish(self.sums.sum(0)))
 
     @property
-    def without(self) -> np.ndarray:
-        """[G] the score with each group left out."""
-        return self.finish(self.sums.sum(0) - self.sums)
+    def profile(self) -> Profile:
+        return Profile(self.value, self.finish(self.sums.sum(0) - self.sums))
 
     def under(self, counts: np.ndarray) -> np.ndarray:
         """[R] scores of draws that hold each group `counts` [R, G] times."""
@@ -45,21 +56,19 @@ def tally(stats: np.ndarray, groups: np.ndarray, num_groups: int, finish: Finish
     return Tally(sums, finish)
 
 
-def combine(tallies: Sequence[Tally], weights: Sequence[float]) -> Tally:
-    """Tallies of the same groups as one whose score is the weighted sum of theirs: differences (1, -1), means."""
-    ends = np.cumsum([t.sums.shape[1] for t in tallies])[:-1]
-    finishes = [t.finish for t in tallies]
-
-    def finish(sums: np.ndarray) -> np.ndarray:
-        parts = np.split(sums, ends, axis=-1)
-        return sum(w * f(part) for w, f, part in zip(weights, finishes, parts, strict=True))  # type: ignore[return-value]
-
-    return Tally(np.concatenate([t.sums for t in tallies], axis=1), finish)
+def combine(profiles: Sequence[Profile], weights: Sequence[float]) -> Profile:
+    """The weighted sum of scores on the same groups: differences (1, -1), means over teachers or seeds."""
+    value = sum(w * p.value for w, p in zip(weights, profiles, strict=True))
+    return Profile(value, np.sum([w * p.without for w, p in zip(weights, profiles, strict=True)], axis=0))
 
 
-def difference(a: Tally, b: Tally) -> Tally:
+def difference(a: Profile, b: Profile) -> Profile:
     """`a` minus `b`, paired by group."""
     return combine((a, b), (1, -1))
+
+
+def mean(profiles: Sequence[Profile]) -> Profile:
+    return combine(profiles, [1 / len(profiles)] * len(profiles))
 
 
 def mean_of(values: np.ndarray, groups: np.ndarray, num_groups: int) -> Tally:

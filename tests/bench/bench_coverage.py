@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from pathryoshka.evaluate.statistics import interval
-from pathryoshka.evaluate.tally import Tally, balanced_mean_of, difference
+from pathryoshka.evaluate.tally import Profile, Tally, balanced_mean_of, difference
 from tests.bench.common import finish
 
 TILES, BASE, BETTER = 12, 1.2, 0.4
@@ -49,22 +49,21 @@ def simulate(rng: np.random.Generator, num_groups: int, num_classes: int, nested
     return out[0], out[1]
 
 
-def percentile(score: Tally, counts: np.ndarray) -> tuple[float, float]:
-    low, high = np.nanpercentile(score.under(counts), [2.5, 97.5])
+def percentile(drawn: np.ndarray) -> tuple[float, float]:
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return float(low), float(high)
 
 
-def expanded(score: Tally, counts: np.ndarray) -> tuple[float, float]:
+def expanded(drawn: np.ndarray, n: int) -> tuple[float, float]:
     """Percentiles moved apart for few groups (Hesterberg 2015, section 3.3)."""
-    n = counts.shape[1]
     tail = stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1))
-    low, high = np.nanquantile(score.under(counts), [tail, 1 - tail])
+    low, high = np.nanquantile(drawn, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def bca(score: Tally, counts: np.ndarray) -> tuple[float, float]:
+def bca(drawn: np.ndarray, score: Profile) -> tuple[float, float]:
     """Bias-corrected and accelerated (Efron 1987)."""
-    drawn, value = score.under(counts), score.value
+    value = score.value
     centred = score.without.mean() - score.without
     skew = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5 + 1e-12)
     bias = stats.norm.ppf(np.clip((np.mean(drawn < value) + np.mean(drawn <= value)) / 2, 1e-4, 1 - 1e-4))
@@ -83,10 +82,13 @@ def coverage(
     for _ in range(num_simulations):
         a, b = simulate(rng, num_groups, num_classes, nested)
         counts = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=NUM_DRAWS)
-        for what, score, true in (("difference", difference(a, b), better), ("score", a, right)):
+        drawn = a.under(counts)
+        both = difference(a.profile, b.profile)
+        cases = (("difference", both, drawn - b.under(counts), better), ("score", a.profile, drawn, right))
+        for what, score, values, true in cases:
             own = interval(score, share=what == "score")
-            found = {"percentile": percentile(score, counts), "expanded": expanded(score, counts)}
-            found |= {"bca": bca(score, counts), "jackknife": (own.low, own.high)}
+            found = {"percentile": percentile(values), "expanded": expanded(values, num_groups)}
+            found |= {"bca": bca(values, score), "jackknife": (own.low, own.high)}
             for method, (low, high) in found.items():
                 held[what][method] = held[what].get(method, 0) + (low <= true <= high)
     return {what: {m: n / num_simulations for m, n in methods.items()} for what, methods in held.items()}
