@@ -8,7 +8,6 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.actor import ActorHandle
 from ray.tune.experiment import Trial as TuneTrial
 
 from pathryoshka.sweep.record import Record, Recorder, Trial
@@ -19,9 +18,12 @@ Say = Callable[[str], None]
 
 
 class Follow(tune.Callback):
-    """Keeps the record of the sweep, which is Tune's in other words, and says what happens in lines of ours."""
+    """Keeps the record of the sweep, which is Tune's in other words, and says what happens in lines of ours.
 
-    def __init__(self, sweep: Sweep, recorder: Recorder, board: ActorHandle, say: Say) -> None:
+    It is written down with Tune's state, so it knows the board by name: a handle cannot be read in another session.
+    """
+
+    def __init__(self, sweep: Sweep, recorder: Recorder, board: str, say: Say) -> None:
         self.sweep, self.recorder, self.board, self.say = sweep, recorder, board, say
         self.before_s: dict[str, float] = {}
 
@@ -73,7 +75,7 @@ class Follow(tune.Callback):
     def note(self, trial: TuneTrial, what: str) -> Trial:
         mine = self.trial(trial)
         mine.failures += 1
-        why: Any = ray.get(self.board.why.remote(trial.trial_id))
+        why: Any = ray.get(ray.get_actor(self.board).why.remote(trial.trial_id))
         mine.error = why or "its process on Tune's side ended"
         self.say(f"trial {mine.number}: {what}: {mine.error}")
         return mine

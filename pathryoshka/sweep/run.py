@@ -72,14 +72,15 @@ def run_sweep(sweep: Sweep, base: Run, *, resume: bool = False, say: Say = print
             if sweep.lockstep:
                 run_groups(sweep, base, shared, recorder, say)
                 return recorder.record
-            board = Board.options(name=f"{base.name}/board", **beside_the_driver()).remote(base.name)  # type: ignore[attr-defined]
+            name = f"{base.name}/board"
+            board = Board.options(name=name, **beside_the_driver()).remote(base.name)  # type: ignore[attr-defined]
             stack.callback(ray.kill, board)
             stack.callback(stop_all, board, say)
             say(f"dashboards: {', '.join(provision(base))}; tensorboard --logdir {storage.join(uri, 'tune')}")
             budget = Budget(sweep, recorder)
-            settings = Settings(sweep, base, shared, board)
+            settings = Settings(sweep, base, shared, name)
             try:
-                tuner_of(settings, Follow(sweep, recorder, board, say), budget, at_once, resume).fit()
+                tuner_of(settings, Follow(sweep, recorder, name, say), budget, at_once, resume).fit()
             except (BudgetSpent, tune.TuneError):
                 if budget.spent is None:
                     raise

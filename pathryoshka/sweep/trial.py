@@ -35,12 +35,13 @@ class TrialError(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What all trials of a sweep share."""
+    """What all trials of a sweep share. `board`: the actor's name, for Tune writes settings down with its state, and a
+    handle means nothing to the session in which a sweep goes on."""
 
     sweep: Sweep
     base: config.Run
     shared: Shared | None
-    board: ActorHandle
+    board: str
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class TrialActor(tune.Trainable):
         self.job, self.started = TrialJob(run, settings.sweep, settings.base, settings.shared), False
 
     def step(self) -> dict[str, Any]:
-        board = self.settings.board
+        board = ray.get_actor(self.settings.board)
         if not self.started:
             ray.get(board.start.remote(self.trial_id, self.job))
             self.started = True
@@ -123,6 +124,6 @@ class TrialActor(tune.Trainable):
             time.sleep(POLL_S)
 
     def cleanup(self) -> None:
-        board, begun = self.settings.board, time.monotonic()
+        board, begun = ray.get_actor(self.settings.board), time.monotonic()
         while not ray.get(board.stop.remote(self.trial_id, time.monotonic() - begun > STOP_S)):
             time.sleep(POLL_S)
