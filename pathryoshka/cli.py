@@ -21,6 +21,7 @@ import click
 import yaml
 
 from pathryoshka import __version__, config
+from pathryoshka.cli_evaluate import evaluate
 from pathryoshka.cli_options import FAILED, INTERRUPTED, WRONG_USAGE, InOrder, run_options
 from pathryoshka.cli_store import store
 from pathryoshka.cli_sweep import sweep, widths
@@ -78,17 +79,7 @@ def distill(run: config.Run, rehearse: bool, allow_change: tuple[str, ...]) -> N
 cli.add_command(sweep)
 
 
-@cli.command()
-@run_options
-def evaluate(run: config.Run) -> None:
-    """Score every width of a run's student beside its teachers, by unseen patient."""
-    from pathryoshka import results
-
-    for row in results.evaluate_run(run).rows:
-        what = f"{row.dataset:<16} {row.probe:<8} {row.encoder:<12} {row.width:>5}"
-        click.echo(f"{what}  {row.score:.3f}  [{row.low:.3f}, {row.high:.3f}]")
-
-
+cli.add_command(evaluate)
 cli.add_command(widths)
 
 

@@ -178,7 +178,11 @@ class Evaluate(Section):
     tiles: Names = Field((), description="URIs of labelled tile data sets")
     splits: Names = ()
     allow_seen: bool = Field(False, description="score patients that distillation saw, and say so")
-    folds: int = Field(5, ge=2)
+    folds: int = Field(5, ge=2, description="of cross-validation, where a data set has no split of its own")
+    protocols: Names = Field(
+        ("linear", "knn", "few_shot", "retrieval", "clustering"), description="how embeddings are scored"
+    )
+    keep: str | None = Field(None, description="where embeddings are kept; none = <storage.root>/_embeddings")
     max_tiles: int = Field(20_000, ge=1)
 
 

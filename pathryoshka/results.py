@@ -5,6 +5,9 @@ The one place where distillation, evaluation and export meet.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import os
 import platform
 import tempfile
@@ -18,8 +21,11 @@ import torch
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint, engine
 from pathryoshka.distill.model import Distiller, build_module
-from pathryoshka.evaluate.compare import Contender, evaluate
-from pathryoshka.evaluate.neighbours import Panel, nearest
+from pathryoshka.evaluate.compare import Evaluation, evaluate
+from pathryoshka.evaluate.contenders import Contender, lazily
+from pathryoshka.evaluate.details import Details, details_of
+from pathryoshka.evaluate.neighbours import nearest
+from pathryoshka.evaluate.record import write_predictions, write_profiles
 from pathryoshka.evaluate.report import Story, write_report
 from pathryoshka.evaluate.scores import Scores
 from pathryoshka.export.seen import Seen, collect_seen, merge, seen_from_bytes, seen_to_bytes
@@ -29,6 +35,7 @@ from pathryoshka.metrics import read_metrics
 from pathryoshka.student.encoder import StudentEncoder
 from pathryoshka.teachers import standardize
 from pathryoshka.teachers.encoder import load_encoder
+from pathryoshka.teachers.own import sha256_of
 from pathryoshka.teachers.standardize import Standardiser
 from pathryoshka.tiles.phantom import LABELS, phantom_tile
 
@@ -99,7 +106,7 @@ def encode_with(student: StudentEncoder, device: str) -> Callable[[np.ndarray], 
 
 
 def contenders_of(run: config.Run) -> list[Contender]:
-    """The student, the weights it started from, weights that never learned, and each teacher."""
+    """The student, the weights it started from, weights that never learned, and each teacher (loaded when asked)."""
     device = device_of(run)
     trained = trained_module(run).student
     students = {
@@ -108,11 +115,20 @@ def contenders_of(run: config.Run) -> list[Contender]:
         "random": fresh_module(run.model_copy(update={"student": random_start(run)}), run.train.seed + 1).student,
     }
     gflop = trained.gflops()
-    out = [Contender(k, k, encode_with(s, device), s.num_params, gflop) for k, s in students.items()]  # type: ignore[arg-type]
+    out = [
+        Contender(k, k, encode_with(s, device), s.num_params, gflop, sha256_of(s))  # type: ignore[arg-type]
+        for k, s in students.items()
+    ]
+    facts = teacher_facts(run)
     for name, teacher in run.teachers.models.items():
-        encoder = load_encoder(name, teacher, trained.grid, device, run.storage)
-        out.append(Contender(name, "teacher", encoder, encoder.num_params))
+        load = functools.partial(load_encoder, name, teacher, trained.grid, device, run.storage)
+        key = digest_of(facts[name]["fingerprint"])
+        out.append(Contender(name, "teacher", lazily(load), facts[name]["num_params"], None, key))
     return out
+
+
+def digest_of(tree: Any) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def random_start(run: config.Run) -> config.Student:
@@ -133,7 +149,7 @@ def seen_by(run: config.Run) -> Seen:
 
 
 def evaluate_run(run: config.Run, *, say: Say = print) -> Scores:
-    """Scores every width on `evaluate.tiles`; writes `<run>/scores.json` and `<run>/neighbours.json`.
+    """Scores every width on `evaluate.tiles`; writes scores and all that lies behind them beside the run.
 
     Raises:
         SeenError: tiles or patients that distillation saw, unless `evaluate.allow_seen`.
@@ -144,15 +160,30 @@ def evaluate_run(run: config.Run, *, say: Say = print) -> Scores:
         run.evaluate,
         run.storage,
         size=run.views.size,
-        seen=seen_by(run),
+        seen=(seen_by(run),),
+        keep=kept_in(run),
         say=say,
     )
-    ends = (run.student.widths[0], run.student.widths[-1])
-    panels = [nearest(name, embedded, "student", ends) for name, embedded in result.embedded.items()]
-    uri = checkpoint.uri_of(run)
-    storage.write_json(storage.join(uri, "scores.json"), result.scores.model_dump(mode="json"), run.storage)
-    storage.write_json(storage.join(uri, "neighbours.json"), [p.model_dump(mode="json") for p in panels], run.storage)
+    keep_evaluation(result, checkpoint.uri_of(run), run.storage)
     return result.scores
+
+
+def kept_in(run: config.Run) -> str:
+    """Where embeddings are kept; no run's name begins with an underscore."""
+    return run.evaluate.keep or storage.join(run.storage.root, "_embeddings")
+
+
+def keep_evaluation(result: Evaluation, folder: str, cfg: config.Storage) -> None:
+    """Everything that a report, a model card or a comparison of runs needs of it."""
+    student = next((c.encoder for c in result.scores.costs if c.kind == "student"), result.scores.costs[0].encoder)
+    widths = [row.width for row in result.scores.rows if row.encoder == student]
+    ends = (min(widths), max(widths))
+    panels = tuple(nearest(name, embedded, student, ends) for name, embedded in result.embedded.items())
+    details = details_of(result.sheets, result.embedded, panels)
+    write_profiles(folder, result.sheets, cfg)
+    write_predictions(folder, result.sheets, result.embedded, cfg)
+    storage.write_json(storage.join(folder, "details.json"), details.model_dump(mode="json"), cfg)
+    storage.write_json(storage.join(folder, "scores.json"), result.scores.model_dump(mode="json"), cfg)
 
 
 def scores_of(run: config.Run) -> Scores:
@@ -166,12 +197,12 @@ def report_run(run: config.Run, to: str | Path | None = None) -> str:
     """Writes the HTML report of an evaluated run, by default as `<run>/report.html`; returns where."""
     uri = checkpoint.uri_of(run)
     scores = scores_of(run)
-    panels = [Panel.model_validate(p) for p in storage.read_json(storage.join(uri, "neighbours.json"), run.storage)]
+    details = Details.model_validate(storage.read_json(storage.join(uri, "details.json"), run.storage))
     metrics = read_metrics(uri, run.storage)
     fitted = standardisers_of(run)
     story = Story(
         scores=scores,
-        panels=panels,
+        details=details,
         run=run,
         metrics=metrics,
         floors={f"{t}/{k}": s.floor(run.student.widths[-1]) for (t, k), s in fitted.items()},

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from pathryoshka import config
-from pathryoshka.evaluate.compare import Contender
+from pathryoshka.evaluate.contenders import Contender
 from pathryoshka.tiles import shards
 
 CFG = config.Storage()

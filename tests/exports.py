@@ -68,7 +68,7 @@ def golden() -> np.ndarray:
 def some_scores() -> Scores:
     facts: dict[str, Any] = {
         "dataset": "glands",
-        "probe": "linear",
+        "protocol": "linear",
         "num_tiles": 90,
         "num_groups": 30,
         "unit": "patient",
@@ -77,6 +77,7 @@ def some_scores() -> Scores:
     rows = [
         Row.model_validate(
             {**facts, "encoder": name, "kind": kind, "width": w, "score": x, "low": x - 0.05, "high": x + 0.05}
+            | {"error": 0.02, "freedom": 29}
         )
         for name, kind, w, x in found
     ]
@@ -87,6 +88,7 @@ def some_scores() -> Scores:
         num_tiles=90,
         num_groups=30,
         num_folds=5,
+        num_scored=90,
         num_unlabelled=0,
         num_failed=0,
         phantom=True,

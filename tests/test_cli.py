@@ -247,7 +247,9 @@ def test_tiles_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_evaluate_report_and_export(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    row = SimpleNamespace(dataset="glas", probe="linear", encoder="student", width=24, score=0.5, low=0.4, high=0.625)
+    row = SimpleNamespace(
+        dataset="glas", protocol="linear", encoder="student", width=24, score=0.5, low=0.4, high=0.625
+    )
     fake = stub(monkeypatch, "results.evaluate_run", return_value=SimpleNamespace(rows=[row]))
     assert run("evaluate", "--recipe", "debug") == 0
     assert fake.call_args.args == (recipes.debug(),)

@@ -15,9 +15,11 @@ from PIL import Image
 
 from pathryoshka import config
 from pathryoshka.evaluate import compare as comparing
-from pathryoshka.evaluate.compare import Contender, count_gflop, evaluate
+from pathryoshka.evaluate.compare import evaluate
+from pathryoshka.evaluate.contenders import Contender
 from pathryoshka.evaluate.datasets import short_names
-from pathryoshka.evaluate.embed import Embedded, EmbedError, embed_tiles
+from pathryoshka.evaluate.embed import Embedded, EmbedError, count_gflop, embed_tiles
+from pathryoshka.evaluate.folds import make_folds
 from pathryoshka.evaluate.neighbours import Panel, nearest
 from pathryoshka.evaluate.scores import PCA, TEACHERS_MEAN, Scores
 from pathryoshka.tiles import shards
@@ -34,7 +36,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def scores(tiles: str) -> Scores:
     cfg = config.Evaluate(tiles=(tiles,))
-    return evaluate(CONTENDERS, WIDTHS, cfg, CFG, size=SIZE, seen=None).scores
+    return evaluate(CONTENDERS, WIDTHS, cfg, CFG, size=SIZE).scores
 
 
 # ---------------------------------------------------------------- one pass
@@ -108,7 +110,7 @@ def test_tiles_without_labels_are_refused(tmp_path: Path) -> None:
 
 def test_every_row_is_there_and_tells_good_from_blind(scores: Scores) -> None:
     for probe in ("linear", "knn"):
-        found = {(r.encoder, r.width): r for r in scores.rows if r.probe == probe}
+        found = {(r.encoder, r.width): r for r in scores.rows if r.protocol == probe}
         nested = {(name, width) for name in ("student", "start", "random weights") for width in WIDTHS}
         assert nested | {("t0", 36), ("t1", 24)} <= set(found)
         assert found["student", 24].score > 0.85 > 0.6 > found["start", 24].score
@@ -131,16 +133,16 @@ def test_pca_of_rich_teachers_stands_at_each_width(tiles: str) -> None:
 
     both = (*CONTENDERS[:1], Contender("rich", "teacher", rich, 1, 1.0))
     found = evaluate(both, WIDTHS, config.Evaluate(tiles=(tiles,)), CFG, size=SIZE).scores
-    assert [r.width for r in found.rows if r.encoder == PCA and r.probe == "linear"] == [8, 24]
+    assert [r.width for r in found.rows if r.encoder == PCA and r.protocol == "linear"] == [8, 24]
 
 
 def test_differences_are_against_everybody_and_paired(scores: Scores) -> None:
-    found = {(d.width, d.other, d.other_width): d for d in scores.differences if d.probe == "linear"}
+    found = {(d.width, d.other, d.other_width): d for d in scores.differences if d.protocol == "linear"}
     everybody = {("t0", 36), ("t1", 24), (TEACHERS_MEAN, 0)}
     at_8 = {*everybody, ("start", 8), ("random weights", 8), ("student", 24)}
     at_24 = {*everybody, ("start", 24), ("random weights", 24)}
     assert set(found) == {(8, *other) for other in at_8} | {(24, *other) for other in at_24}
-    score = {(r.encoder, r.width): r.score for r in scores.rows if r.probe == "linear"}
+    score = {(r.encoder, r.width): r.score for r in scores.rows if r.protocol == "linear"}
     for (width, other, other_width), d in found.items():
         against = (score["t0", 36] + score["t1", 24]) / 2 if other == TEACHERS_MEAN else score[other, other_width]
         assert d.value == pytest.approx(score["student", width] - against)
@@ -233,5 +235,5 @@ def test_units_are_told_from_the_ids(tmp_path: Path) -> None:
     slides = [{**row, "slide_id": f"x{i // 3}", "patient_id": f"x{i // 3}"} for i, row in enumerate(rows(30))]
     for name, data, unit, n in (("tile", single, "tile", 30), ("slide", slides, "slide", 10)):
         embedded = embed_tiles({"a": mean_colour}, write(tmp_path / name, data), CFG, size=SIZE)
-        facts = comparing.describe(name, embedded, 5, False, False)
+        facts = comparing.describe(name, embedded, make_folds(embedded.labels, embedded.patients), False, False)
         assert (facts.unit, facts.num_groups) == (unit, n)

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from pathryoshka import config, storage
+from pathryoshka.evaluate.details import Details
 from pathryoshka.evaluate.neighbours import Panel, Picture, Query
 from pathryoshka.evaluate.pictures import loss_figure, score_figure, short, spread, thinned, thousands, to_png
 from pathryoshka.evaluate.report import Story, duration, headline, render, write_report
@@ -32,6 +33,7 @@ def data_set(name: str, **over: Any) -> DataSet:
         "num_tiles": 100,
         "num_groups": 25,
         "num_folds": 5,
+        "num_scored": 100,
     }
     return DataSet.model_validate({"name": name, **facts, "num_unlabelled": 0, "num_failed": 0, **over})
 
@@ -55,16 +57,17 @@ def scores_of(*datasets: DataSet, notes: tuple[str, ...] = ()) -> Scores:
                 value += shift
                 rows.append(
                     Row.model_validate(
-                        {**facts, "probe": probe, "encoder": name, "kind": kind, "width": width}
-                        | {"score": value, "low": value - 0.06, "high": value + 0.05}
+                        {**facts, "protocol": probe, "encoder": name, "kind": kind, "width": width}
+                        | {"score": value, "low": value - 0.06, "high": value + 0.05, "error": 0.03, "freedom": 24}
                     )
                 )
             against = ((192, TEACHERS_MEAN, 0, -0.04), (192, "start", 192, 0.23), (192, PCA, 192, 0.01))
             for width, other, other_width, value in (*against, (24, "student", 192, -0.03), (48, "student", 192, -0.5)):
-                pair = {"dataset": d.name, "probe": probe, "encoder": "student", "width": width, "other": other}
+                pair = {"dataset": d.name, "protocol": probe, "encoder": "student", "width": width, "other": other}
                 differences.append(
                     Difference.model_validate(
                         {**pair, "other_width": other_width, "value": value, "low": value - 0.02, "high": value + 0.02}
+                        | {"error": 0.01, "freedom": 24}
                     )
                 )
     costs = [("student", "student", 192, 2_790_000, 0.36), ("lite0", "teacher", 1280, 3_370_000, 0.26),
@@ -108,7 +111,7 @@ def log() -> list[dict[str, float]]:
 def story(**over: Any) -> Story:
     given: dict[str, Any] = {
         "scores": scores_of(data_set("phantom", phantom=True), data_set("crc7k", unit="tile", num_groups=100)),
-        "panels": [panel("phantom")],
+        "details": Details(panels=(panel("phantom"),)),
         "run": config.Run(name="demo"),
         "metrics": log(),
         "floors": {"lite0/summary": 0.1, "lite1/summary": 0.12},
@@ -179,7 +182,7 @@ def test_pictures_have_words_for_those_who_do_not_see_them(html: str) -> None:
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) == 11 and all(attributes.get("alt") for attributes in images)
     described = [attributes["aria-label"] for tag, attributes in page.tags if attributes.get("role") == "img"]
-    assert len(described) == 3  # two data sets and the losses
+    assert len(described) == 4  # two data sets, prices and losses
     assert "student: .78 at 24, .79 at 48, .80 at 96, .81 at 192" in str(described[0])
     assert all(attributes.get("aria-hidden") == "true" for tag, attributes in page.tags if tag == "svg")
 
@@ -232,14 +235,16 @@ def test_notes_config_times_and_agreement_are_told(html: str) -> None:
 def test_names_from_data_are_text_not_markup() -> None:
     evil = '<script>alert("1")</script>&'
     scores = scores_of(data_set(evil, labels={evil: 5, "b": 5}), notes=(evil,))
-    page = Page(render(story(scores=scores, panels=[panel(evil)], machine=evil, licences={"lite0": evil})))
+    page = Page(
+        render(story(scores=scores, details=Details(panels=(panel(evil),)), machine=evil, licences={"lite0": evil}))
+    )
     assert "script" not in {tag for tag, _ in page.tags}
     assert evil in page.text
 
 
 def test_colours_follow_the_theme_and_nothing_is_painted_fixed(html: str) -> None:
     drawings = re.findall(r"<svg.*?</svg>", html, flags=re.S)
-    assert len(drawings) == 6
+    assert len(drawings) == 8
     for drawing in drawings:
         assert "var(--student)" in drawing or "var(--teacher0)" in drawing
         assert not re.search(r"#[0-9a-f]{6}\b", drawing)

@@ -32,13 +32,13 @@ def test_seen_patients_are_refused_by_name(distilled: str, tiles: str) -> None:
     seen = collect_seen(distilled, CFG, ("distil",))
     cfg = config.Evaluate(tiles=(tiles,))
     with pytest.raises(SeenError, match=r"distillation saw 4 of 12 patients \(p0, p1, p2 \.\.\.\) of phantom"):
-        evaluate(CONTENDERS, WIDTHS, cfg, CFG, size=SIZE, seen=seen)
+        evaluate(CONTENDERS, WIDTHS, cfg, CFG, size=SIZE, seen=(seen,))
 
 
 def test_seen_patients_are_scored_when_asked_and_the_rows_say_so(distilled: str, tiles: str) -> None:
     seen = collect_seen(distilled, CFG, ("distil",))
     cfg = config.Evaluate(tiles=(tiles,), allow_seen=True)
-    found = evaluate(CONTENDERS, WIDTHS, cfg, CFG, size=SIZE, seen=seen).scores
+    found = evaluate(CONTENDERS, WIDTHS, cfg, CFG, size=SIZE, seen=(seen,)).scores
     assert all(r.seen for r in found.rows) and found.datasets[0].seen
     assert found.notes[0].startswith("SEEN: 4 of 12 patients")
 
@@ -51,7 +51,7 @@ def test_the_same_pixels_under_other_names_are_refused(distilled: str, tmp_path:
     uri = write(tmp_path / "renamed", renamed)
     seen = collect_seen(distilled, CFG, ("distil",))
     with pytest.raises(SeenError, match="distillation saw 24 of 60 tiles of renamed"):
-        evaluate(CONTENDERS, WIDTHS, config.Evaluate(tiles=(uri,)), CFG, size=SIZE, seen=seen)
+        evaluate(CONTENDERS, WIDTHS, config.Evaluate(tiles=(uri,)), CFG, size=SIZE, seen=(seen,))
 
 
 def test_a_chance_likeness_is_left_out_and_said(distilled: str, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_chance_likeness_is_left_out_and_said(distilled: str, tmp_path: Path) 
     fresh[7]["image"] = png(tile("blue", 0))  # the first tile of the distillation
     uri = write(tmp_path / "fresh", fresh)
     seen = collect_seen(distilled, CFG, ("distil",))
-    found = evaluate(CONTENDERS[:1], WIDTHS, config.Evaluate(tiles=(uri,)), CFG, size=SIZE, seen=seen).scores
+    found = evaluate(CONTENDERS[:1], WIDTHS, config.Evaluate(tiles=(uri,)), CFG, size=SIZE, seen=(seen,)).scores
     assert found.datasets[0].num_tiles == 149 and not found.rows[0].seen
     assert "1 tiles of fresh look like tiles of the distillation; left out." in found.notes
 

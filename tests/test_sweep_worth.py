@@ -183,8 +183,8 @@ def test_a_drop_counts_from_the_last_width_that_was_kept_not_from_the_next_one()
 def test_the_curve_is_the_students_mean_over_data_sets() -> None:
     made = [("a", "student", 16, 0.5), ("b", "student", 16, 0.7), ("a", "student", 32, 0.8), ("a", "t", 64, 0.9)]
     rows = tuple(
-        Row(dataset=d, probe="linear", encoder=e, kind="student" if e == "student" else "teacher", width=w, score=s,
-            low=s, high=s, num_tiles=9, num_groups=3, unit="patient")
+        Row(dataset=d, protocol="linear", encoder=e, kind="student" if e == "student" else "teacher", width=w, score=s,
+            low=s, high=s, error=0.0, freedom=2, num_tiles=9, num_groups=3, unit="patient")
         for d, e, w, s in made
     )  # fmt: skip
     scores = Scores(rows=rows, differences=(), datasets=(), costs=(), widths=(16, 32))

@@ -9,43 +9,49 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from pathryoshka import config
-from pathryoshka.evaluate import probes
-from pathryoshka.evaluate.datasets import describe, is_phantom, remarks_on, short_names, without_seen
-from pathryoshka.evaluate.embed import Embedded, EmbedError, Encode, embed_tiles
-from pathryoshka.evaluate.scores import PCA, TEACHERS_MEAN, Cost, DataSet, Difference, Kind, Row, Scores
+from pathryoshka.evaluate import scoring
+from pathryoshka.evaluate.contenders import Contender
+from pathryoshka.evaluate.datasets import alike_apart, describe, is_phantom, remarks_on, short_names, without_seen
+from pathryoshka.evaluate.embed import Embedded, EmbedError, embed_tiles
+from pathryoshka.evaluate.folds import Fold, make_folds
+from pathryoshka.evaluate.pca import pca_of
+from pathryoshka.evaluate.scores import NESTED, PCA, TEACHERS_MEAN, Cost, DataSet, Difference, Kind, Row, Scores
+from pathryoshka.evaluate.scoring import PROTOCOLS, Found
+from pathryoshka.evaluate.statistics import Estimate, interval, paired
+from pathryoshka.evaluate.tally import Profile, mean
 from pathryoshka.export.seen import Seen
 
-NESTED: tuple[Kind, ...] = ("student", "start", "random")
+Key = tuple[str, str, int]
+"""(protocol, encoder, width)"""
 
 
 @dataclass(frozen=True)
-class Contender:
-    """An encoder that takes part. `gflop`: of one view, a multiply-add as two; counted here where None."""
+class Sheet:
+    """One data set: what was found of each encoder at each width."""
 
-    name: str
-    kind: Kind
-    encode: Encode
-    num_params: int
-    gflop: float | None = None
+    facts: DataSet
+    groups: tuple[str, ...]
+    """Names of those that are scored, in the order of the profiles."""
+    found: dict[tuple[str, int], Found] = field(default_factory=dict)
+    kinds: dict[str, Kind] = field(default_factory=dict)
+
+    @property
+    def profiles(self) -> dict[Key, Profile]:
+        return {
+            (p, name, width): profile
+            for (name, width), one in self.found.items()
+            for p, profile in one.profiles.items()
+        }
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores, and the embedded tiles of each data set by name for pictures."""
+    """Scores; the embedded tiles and the sheet of each data set by name."""
 
     scores: Scores
     embedded: dict[str, Embedded]
-
-
-@dataclass
-class Sheet:
-    """One data set: [R] draws of each (probe, encoder, width), of which the first is the score."""
-
-    draws: dict[tuple[str, str, int], np.ndarray] = field(default_factory=dict)
-    kinds: dict[str, Kind] = field(default_factory=dict)
+    sheets: dict[str, Sheet]
 
 
 def evaluate(
@@ -55,153 +61,156 @@ def evaluate(
     storage: config.Storage,
     *,
     size: int,
-    seen: Seen | None = None,
+    seen: Sequence[Seen] = (),
+    keep: str | None = None,
     batch: int = 64,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Scores every contender on every data set of `cfg.tiles`.
 
-    Student, start and random weights are cut to each of `widths`, teachers stay whole, and PCA of the teachers is cut
-    to each width that the training rows can span.
+    Student, start and random weights are cut to each of their widths (`widths` where they name none), teachers and
+    others stay whole, and PCA of the teachers is cut to each of `widths` that the training rows can span.
 
     Args:
         size: side of the views, as in distillation.
-        seen: what distillation saw; None where it is not known, which the notes then say.
+        seen: what each student's distillation saw; none where it is not known, which the notes then say.
+        keep: folder or URI in which embeddings are kept for the next evaluation.
 
     Raises:
         SeenError: tiles or patients that distillation saw, unless `cfg.allow_seen`.
-        EmbedError, ProbeError, ShardError: tiles that cannot be read or scored.
+        EmbedError, FoldError, ShardError: tiles that cannot be read or scored.
     """
     if not cfg.tiles:
         raise config.ConfigError("evaluate.tiles is empty; name one or more labelled tile data sets")
     names = short_names(cfg.tiles)
-    encoders = {c.name: c.encode for c in contenders}
-    rows: list[Row] = []
-    differences: list[Difference] = []
-    datasets: list[DataSet] = []
-    kept: dict[str, Embedded] = {}
     notes = [] if seen else ["What distillation saw is not known, so seen tiles and patients could not be refused."]
+    kept: dict[str, Embedded] = {}
+    sheets: dict[str, Sheet] = {}
     for name, uri in zip(names, cfg.tiles, strict=True):
         embedded = embed_tiles(
-            encoders, uri, storage, splits=cfg.splits, size=size, max_tiles=cfg.max_tiles, batch=batch
+            {c.name: c.encode for c in contenders}, uri, storage, splits=cfg.splits, size=size,
+            max_tiles=cfg.max_tiles, batch=batch, keys={c.name: c.key for c in contenders}, keep=keep,
+            count=[c.name for c in contenders if c.gflop is None],
         )  # fmt: skip
-        embedded, was_seen, remarks = without_seen(name, embedded, seen, cfg.allow_seen)
-        folds = probes.make_folds(embedded.labels, embedded.patients, cfg.folds)
-        facts = describe(name, embedded, len(folds), is_phantom(uri, storage), was_seen)
-        notes += [*remarks, *remarks_on(facts, cfg)]
-        sheet = score(contenders, widths, embedded, folds)
-        rows += table(sheet, facts)
-        reach = max((width for _, other, width in sheet.draws if other == PCA), default=0)
+        was_seen = False
+        for one in seen:
+            embedded, found, remarks = without_seen(name, embedded, one, cfg.allow_seen)
+            was_seen |= found
+            notes += remarks
+        folds = make_folds(embedded.labels, embedded.patients, cfg.folds, splits=embedded.splits)
+        facts = describe(name, embedded, folds, is_phantom(uri, storage), was_seen)
+        notes += [*remarks_on(facts, cfg), *alike_apart(name, embedded, folds)]
+        sheets[name] = score(contenders, widths, embedded, folds, facts, cfg.protocols)
+        reach = max((width for other, width in sheets[name].found if other == PCA), default=0)
         if reach < widths[-1] and any(c.kind == "teacher" for c in contenders):
             notes.append(
                 f"PCA of the teachers ends at width {reach} on {name}: its training tiles span no further one."
             )
-        differences += compare(sheet, facts, widths[-1])
-        datasets.append(facts)
         kept[name] = embedded
-        say(f"scored {name}: {facts.num_tiles} tiles of {facts.num_groups} {facts.unit}s, {len(sheet.draws)} rows")
-    vectors = kept[names[0]].vectors
+        say(
+            f"scored {name}: {facts.num_scored} tiles of {facts.num_groups} {facts.unit}s, "
+            f"{len(sheets[name].found)} encoders and widths"
+        )
+    first = kept[names[0]]
     costs = tuple(
         Cost(
             encoder=c.name,
             kind=c.kind,
-            width=vectors[c.name].shape[1],
+            width=first.vectors[c.name].shape[1],
             num_params=c.num_params,
-            gflop=c.gflop if c.gflop is not None else count_gflop(c.encode, size),
+            gflop=c.gflop if c.gflop is not None else first.gflop[c.name],
         )
         for c in contenders
     )
     scores = Scores(
-        rows=tuple(rows),
-        differences=tuple(differences),
-        datasets=tuple(datasets),
+        rows=tuple(row for sheet in sheets.values() for row in table(sheet)),
+        differences=tuple(d for sheet in sheets.values() for d in compare(sheet)),
+        datasets=tuple(sheet.facts for sheet in sheets.values()),
         costs=costs,
         widths=tuple(widths),
         notes=tuple(notes),
     )
-    return Evaluation(scores, kept)
+    return Evaluation(scores, kept, sheets)
 
 
 def score(
-    contenders: Sequence[Contender], widths: Sequence[int], embedded: Embedded, folds: Sequence[probes.Fold]
+    contenders: Sequence[Contender],
+    widths: Sequence[int],
+    embedded: Embedded,
+    folds: Sequence[Fold],
+    facts: DataSet,
+    protocols: Sequence[str],
 ) -> Sheet:
-    """Every contender at every width it is cut to, by both probes."""
-    sheet = Sheet()
-    draws = probes.redraw(embedded.patients)
-    labels = embedded.labels
-
-    def enter(name: str, kind: Kind, width: int, features: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-        sheet.kinds[name] = kind
-        for probe, fit in probes.PROBES.items():
-            predicted = probes.predict_folds(iter(features), labels, folds, fit)
-            sheet.draws[probe, name, width] = probes.balanced_accuracies(labels, predicted, draws)
-
+    """Every contender at every width it is cut to, by every protocol."""
+    task = scoring.make_task(embedded.labels, embedded.patients, folds)
+    sheet = Sheet(facts, task.scored_groups)
     for contender in contenders:
         x_ND = embedded.vectors[contender.name]
-        if contender.kind in NESTED and x_ND.shape[1] < widths[-1]:
-            raise EmbedError(f"{contender.name} gives {x_ND.shape[1]} numbers, so it has no width {widths[-1]}")
-        for width in widths if contender.kind in NESTED else (x_ND.shape[1],):
-            cut = probes.cut(x_ND, width)
-            enter(contender.name, contender.kind, width, [(cut[train], cut[test]) for train, test in folds])
+        sheet.kinds[contender.name] = contender.kind
+        asked = (contender.widths or widths) if contender.kind in NESTED else (x_ND.shape[1],)
+        if x_ND.shape[1] < asked[-1]:
+            raise EmbedError(f"{contender.name} gives {x_ND.shape[1]} numbers, so it has no width {asked[-1]}")
+        for width in asked:
+            sheet.found[contender.name, width] = scoring.score(task, scoring.cut(x_ND, width), protocols)
     teachers = [embedded.vectors[c.name] for c in contenders if c.kind == "teacher"]
     if teachers:
-        components = probes.pca_folds(teachers, folds, widths[-1])
-        for width in (w for w in widths if all(train.shape[1] >= w for train, _ in components)):
-            enter(PCA, "pca", width, [(probes.cut(a, width), probes.cut(b, width)) for a, b in components])
+        sheet.kinds[PCA] = "pca"
+        parts = [pca_of(teachers, fold.fit, widths[-1]) for fold in folds]
+        for width in (w for w in widths if all(part.shape[1] >= w for part in parts)):
+            rotated = [scoring.cut(part, width) for part in parts]
+            sheet.found[PCA, width] = scoring.score_folds(task, rotated, protocols)
     return sheet
 
 
-def table(sheet: Sheet, facts: DataSet) -> list[Row]:
+def table(sheet: Sheet) -> list[Row]:
+    facts = sheet.facts
     rows = []
-    for (probe, name, width), draws in sheet.draws.items():
-        value, low, high = probes.interval(draws)
+    for (protocol, name, width), profile in sheet.profiles.items():
+        found = interval(profile, share=PROTOCOLS[protocol].share)
         rows.append(
-            Row.model_validate(
-                {"dataset": facts.name, "probe": probe, "encoder": name, "kind": sheet.kinds[name], "width": width}
-                | {"score": value, "low": low, "high": high, "num_tiles": facts.num_tiles}
-                | {"num_groups": facts.num_groups, "unit": facts.unit, "seen": facts.seen}
+            Row(
+                dataset=facts.name, protocol=protocol, encoder=name, kind=sheet.kinds[name], width=width,
+                score=found.value, low=found.low, high=found.high, error=found.error, freedom=found.freedom,
+                num_tiles=facts.num_scored, num_groups=facts.num_groups, unit=facts.unit, seen=facts.seen,
             )
-        )
+        )  # fmt: skip
     return rows
 
 
-def compare(sheet: Sheet, facts: DataSet, full: int) -> list[Difference]:
+def compare(sheet: Sheet) -> list[Difference]:
     """Each width of the student against teachers, start, random and PCA (of that width), and its own full width."""
     out = []
-    of_kind: dict[str, list[str]] = {}
-    for name, kind in sheet.kinds.items():
-        of_kind.setdefault(kind, []).append(name)
-    for probe in probes.PROBES:
-        wholes = {n: w for p, n, w in sheet.draws if p == probe and sheet.kinds[n] == "teacher"}
-        teachers = [(name, width, sheet.draws[probe, name, width]) for name, width in wholes.items()]
+    profiles, kinds = sheet.profiles, sheet.kinds
+    for protocol in dict.fromkeys(p for p, _, _ in profiles):
+        mine = {(name, width): p for (which, name, width), p in profiles.items() if which == protocol}
+        whole = {name: (width, p) for (name, width), p in mine.items() if kinds[name] in ("teacher", "other")}
+        others: list[tuple[str, int, Profile]] = [(name, width, p) for name, (width, p) in whole.items()]
+        teachers = [p for name, (_, p) in whole.items() if kinds[name] == "teacher"]
         if teachers:
-            teachers.append((TEACHERS_MEAN, 0, np.mean([draws for _, _, draws in teachers], axis=0)))
-        for name in of_kind.get("student", []):
-            for width in sorted(w for p, n, w in sheet.draws if (p, n) == (probe, name)):
-                mine = sheet.draws[probe, name, width]
-                others = list(teachers)
-                for other in (n for kind in ("start", "random", "pca") for n in of_kind.get(kind, [])):
-                    if (probe, other, width) in sheet.draws:
-                        others.append((other, width, sheet.draws[probe, other, width]))
-                if width < full:
-                    others.append((name, full, sheet.draws[probe, name, full]))
-                for other, other_width, theirs in others:
-                    value, low, high = probes.interval(mine - theirs)
-                    out.append(
-                        Difference.model_validate(
-                            {"dataset": facts.name, "probe": probe, "encoder": name, "width": width, "other": other}
-                            | {"other_width": other_width, "value": value, "low": low, "high": high}
-                        )
-                    )
+            others.append((TEACHERS_MEAN, 0, mean(teachers)))
+        for (name, width), own in mine.items():
+            if kinds[name] != "student":
+                continue
+            against = [*others]
+            against += [
+                (other, w, p)
+                for (other, w), p in mine.items()
+                if w == width and kinds[other] in ("start", "random", "pca")
+            ]
+            full = max(w for n, w in mine if n == name)
+            if width < full:
+                against.append((name, full, mine[name, full]))
+            out += [
+                difference_of(sheet.facts.name, protocol, (name, width), (other, w), paired(own, theirs))
+                for other, w, theirs in against
+            ]
     return out
 
 
-def count_gflop(encode: Encode, size: int) -> float | None:
-    """GFLOP of one view by torch's counter, a multiply-add as two; None where nothing runs in this process."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH):
-        encode(np.zeros((1, size, size, 3), np.uint8))
-    return counter.get_total_flops() / 1e9 or None
+def difference_of(
+    dataset: str, protocol: str, one: tuple[str, int], other: tuple[str, int], found: Estimate
+) -> Difference:
+    return Difference(
+        dataset=dataset, protocol=protocol, encoder=one[0], width=one[1], other=other[0], other_width=other[1],
+        value=found.value, low=found.low, high=found.high, error=found.error, freedom=found.freedom,
+    )  # fmt: skip

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from pathryoshka import config
 from pathryoshka.evaluate.embed import Embedded
+from pathryoshka.evaluate.folds import Fold
 from pathryoshka.evaluate.scores import DataSet
 from pathryoshka.export.seen import Seen, SeenError
 from pathryoshka.tiles.shards import read_manifest
@@ -16,10 +19,8 @@ CHANCE_MATCHES = 0.01
 FEW_GROUPS = 20
 
 
-def without_seen(name: str, embedded: Embedded, seen: Seen | None, allow: bool) -> tuple[Embedded, bool, list[str]]:
+def without_seen(name: str, embedded: Embedded, seen: Seen, allow: bool) -> tuple[Embedded, bool, list[str]]:
     """The tiles that may be scored, whether some of them were seen after all, and what has to be said about it."""
-    if seen is None:
-        return embedded, False, []
     known = seen.patients(list(embedded.patients), list(embedded.sites)) | seen.slides(embedded.slides)
     alike = seen.looks_like(embedded.hashes) & ~known
     patients = sorted(set(embedded.patients[known]))
@@ -43,7 +44,7 @@ def without_seen(name: str, embedded: Embedded, seen: Seen | None, allow: bool) 
     )
 
 
-def describe(name: str, embedded: Embedded, num_folds: int, phantom: bool, seen: bool) -> DataSet:
+def describe(name: str, embedded: Embedded, folds: Sequence[Fold], phantom: bool, seen: bool) -> DataSet:
     num_groups = len(set(embedded.patients))
     unit = "patient"
     if num_groups == len(embedded):
@@ -56,7 +57,8 @@ def describe(name: str, embedded: Embedded, num_folds: int, phantom: bool, seen:
         unit=unit,
         num_tiles=len(embedded),
         num_groups=num_groups,
-        num_folds=num_folds,
+        num_folds=len(folds),
+        num_scored=sum(len(fold.test) for fold in folds),
         num_unlabelled=embedded.num_unlabelled,
         num_failed=len(embedded.failures),
         phantom=phantom,
@@ -73,13 +75,34 @@ def remarks_on(facts: DataSet, cfg: config.Evaluate) -> list[str]:
         notes.append(f"{facts.name} has only {facts.num_groups} {facts.unit}s; its intervals are rough.")
     if facts.unit == "tile" and facts.num_tiles < 200:
         notes.append(f"{facts.name} has only {facts.num_tiles} tiles; differences of some points are noise.")
-    if facts.num_folds < cfg.folds:
+    if 1 < facts.num_folds < cfg.folds:
         notes.append(f"{facts.name} has {facts.num_folds} folds, as its rarest class has no more {facts.unit}s.")
     if facts.num_failed:
         notes.append(f"{facts.num_failed} tiles of {facts.name} could not be decoded and were left out.")
     if facts.num_unlabelled:
         notes.append(f"{facts.num_unlabelled} tiles of {facts.name} have no label and were left out.")
     return notes
+
+
+def alike_apart(name: str, embedded: Embedded, folds: Sequence[Fold]) -> list[str]:
+    """Says how many tiles that are scored look like a tile that was learned from: re-encoded or resized copies."""
+    alike = np.zeros(len(embedded), bool)
+    for fold in folds:
+        alike[fold.test] |= near(embedded.hashes[fold.test], embedded.hashes[fold.fit])
+    if not alike.any():
+        return []
+    share = alike.sum() / sum(len(fold.test) for fold in folds)
+    return [
+        f"{alike.sum()} tiles of {name} ({share:.1%}) look like tiles of other units that probes learn from; "
+        "`pathryoshka tiles duplicates` lists them."
+    ]
+
+
+def near(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """bool [N]: is one of `others` within the distance at which two tiles are held to be the same? Never for hash 0."""
+    others = np.unique(others[others != 0])
+    seen = Seen(b"", frozenset(), others, len(others))
+    return seen.looks_like(hashes)
 
 
 def short_names(uris: Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,8 @@
-"""One pass over labelled tiles: every encoder sees the same pixels, and every width is cut from the same vectors."""
+"""One pass over labelled tiles: every encoder sees the same pixels, and every width is cut from the same vectors.
+
+What an encoder said of a tile before is taken from where it was kept (`vectors.py`); an encoder that is not asked
+anything is not loaded.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,17 @@ import numpy as np
 from PIL import Image
 
 from pathryoshka import config
+from pathryoshka.evaluate.vectors import Kept, place, read_kept, write_kept
 from pathryoshka.export.seen import choose_tiles
 from pathryoshka.tiles.phash import perceptual_hash
+from pathryoshka.tiles.segments import hashed
 from pathryoshka.tiles.shards import iter_tiles
 from pathryoshka.tiles.views import TileError, decode, identity_view
 
 Encode = Callable[[np.ndarray], Any]
 """uint8 [B, H, W, 3] -> [B, D] as array or tensor, or a teacher's features, of which the summary is taken."""
 THUMBNAIL = 112
-COLUMNS = ("tile_id", "slide_id", "patient_id", "site", "label", "image")
+COLUMNS = ("tile_id", "slide_id", "patient_id", "site", "label", "split", "image")
 
 
 class EmbedError(ValueError):
@@ -33,10 +39,10 @@ class Embedded:
     """The labelled tiles of one data set and what each encoder says of them; rows in the order of the shards.
 
     Attributes:
-        tile_ids, slides, patients, sites, labels: [N] strings.
+        tile_ids, slides, patients, sites, labels: [N] strings; splits: [N] strings, "" where a tile has none.
         hashes: [N] uint64, perceptual hash of the tile, 0 where it has none.
         thumbs: N small JPEGs for pictures of neighbours.
-        vectors: encoder -> fp32 [N, D].
+        vectors: encoder -> fp32 [N, D]. gflop: encoder -> GFLOP a view, None where they were not counted or cannot be.
         num_unlabelled: tiles left out because they have no label; `num_rows` counts what the splits hold in all.
         failures: tile -> why it could not be decoded.
     """
@@ -46,9 +52,11 @@ class Embedded:
     patients: np.ndarray
     sites: np.ndarray
     labels: np.ndarray
+    splits: np.ndarray
     hashes: np.ndarray
     thumbs: tuple[bytes, ...]
     vectors: dict[str, np.ndarray]
+    gflop: dict[str, float | None]
     num_rows: int
     num_unlabelled: int
     failures: dict[str, str]
@@ -58,7 +66,7 @@ class Embedded:
 
     def keep(self, rows: np.ndarray) -> Embedded:
         """The rows where bool [N] is true."""
-        columns = ("tile_ids", "slides", "patients", "sites", "labels", "hashes")
+        columns = ("tile_ids", "slides", "patients", "sites", "labels", "splits", "hashes")
         return replace(
             self,
             thumbs=tuple(thumb for thumb, kept in zip(self.thumbs, rows, strict=True) if kept),
@@ -76,6 +84,9 @@ def embed_tiles(
     size: int,
     max_tiles: int = 20_000,
     batch: int = 64,
+    keys: Mapping[str, str] | None = None,
+    keep: str | None = None,
+    count: Sequence[str] = (),
 ) -> Embedded:
     """Embeds the identity views of the labelled tiles of `splits`.
 
@@ -84,6 +95,8 @@ def embed_tiles(
 
     Args:
         size: side of the views in pixels, as in distillation; teachers resize further as they like.
+        keys: encoder -> digest of all that it computes from. keep: folder or URI in which the vectors of these are kept
+            and looked for. count: encoders whose GFLOP are to be counted.
 
     Raises:
         ShardError: no data set, no such split.
@@ -96,15 +109,28 @@ def embed_tiles(
     failures: dict[str, str] = {}
     rows: list[tuple[Any, ...]] = []
     vectors: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
+    places = {name: place(keep, key, uri) for name, key in (keys or {}).items() if keep and key}
+    kept = {name: read_kept(places[name], storage) if name in places else Kept() for name in encoders}
+    before = {name: len(one.rows) for name, one in kept.items()}
     with ThreadPoolExecutor(min(len(encoders) or 1, os.cpu_count() or 1)) as pool:
         for facts, views in batches(uri, storage, splits, chosen, size, batch, failures):
             rows += facts
-            work = {name: pool.submit(to_numpy, name, encode, views) for name, encode in encoders.items()}
+            tile_ids, pixels = [row[0] for row in facts], [hashed(view.data) for view in views]
+            work = {
+                name: pool.submit(vectors_of, name, encode, kept[name], tile_ids, pixels, views)
+                for name, encode in encoders.items()
+            }
             for name, future in work.items():
                 vectors[name].append(future.result())
     if not rows:
         reason = next(iter(failures.values()))
         raise EmbedError(f"none of the {len(chosen)} labelled tiles of {uri} can be read, e.g. {reason}")
+    for name, encode in encoders.items():
+        one = kept[name]
+        if name in count and "gflop" not in one.facts:
+            one.facts["gflop"] = count_gflop(encode, size)
+        if name in places and len(one.rows) > before[name]:
+            write_kept(places[name], name, one, storage)
     columns = tuple(zip(*rows, strict=True))
     return Embedded(
         tile_ids=np.array(columns[0]),
@@ -112,13 +138,29 @@ def embed_tiles(
         patients=np.array(columns[2]),
         sites=np.array(columns[3]),
         labels=np.array(columns[4]),
-        hashes=np.array(columns[5], np.uint64),
-        thumbs=columns[6],
+        splits=np.array([split or "" for split in columns[5]]),
+        hashes=np.array(columns[6], np.uint64),
+        thumbs=columns[7],
         vectors={name: np.concatenate(parts) for name, parts in vectors.items()},
+        gflop={name: one.facts.get("gflop") for name, one in kept.items()},
         num_rows=num_rows,
         num_unlabelled=num_rows - len(ids),
         failures=failures,
     )
+
+
+def vectors_of(
+    name: str, encode: Encode, kept: Kept, tile_ids: Sequence[str], pixels: Sequence[int], views: np.ndarray
+) -> np.ndarray:
+    """fp32 [B, D] of a batch: what is kept of it, and the rest from the encoder, which is kept from now on."""
+    found = [kept.vector(tile_id, one) for tile_id, one in zip(tile_ids, pixels, strict=True)]
+    missing = [i for i, vector in enumerate(found) if vector is None]
+    if missing:
+        made = to_numpy(name, encode, views if len(missing) == len(views) else views[missing])
+        for i, vector in zip(missing, made, strict=True):
+            found[i] = vector
+            kept.rows[tile_ids[i]] = (pixels[i], vector)
+    return np.stack(found)  # type: ignore[arg-type]
 
 
 def labelled_ids(uri: str, storage: config.Storage, splits: Sequence[str]) -> tuple[list[str], int]:
@@ -180,3 +222,14 @@ def to_numpy(name: str, encode: Encode, views: np.ndarray) -> np.ndarray:
     if not np.isfinite(vectors).all():
         raise EmbedError(f"{name} gives values that are not finite; look at its weights and precision")
     return vectors
+
+
+def count_gflop(encode: Encode, size: int) -> float | None:
+    """GFLOP of one view by torch's counter, a multiply-add as two; None where nothing runs in this process."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        encode(np.zeros((1, size, size, 3), np.uint8))
+    return counter.get_total_flops() / 1e9 or None

@@ -8,8 +8,8 @@ import hashlib
 import numpy as np
 
 from pathryoshka.evaluate.embed import Embedded
-from pathryoshka.evaluate.probes import cut
 from pathryoshka.evaluate.scores import Frozen
+from pathryoshka.evaluate.scoring import cut
 
 
 class Picture(Frozen):

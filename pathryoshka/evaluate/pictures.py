@@ -51,7 +51,7 @@ def light(name: str) -> str:
 def score_figure(scores: Scores, dataset: DataSet, *, narrow: bool = False, alone: bool = False) -> Figure:
     """Balanced accuracy against width on one data set, an axes a probe; `alone`: linear probe only, with a headline."""
     chosen = ("linear",) if alone else tuple(PROBE_NAMES)
-    rows = [r for r in scores.rows if r.dataset == dataset.name and r.probe in chosen]
+    rows = [r for r in scores.rows if r.dataset == dataset.name and r.protocol in chosen]
     low, high = min([dataset.chance, *(r.low for r in rows)]), max(r.high for r in rows)
     with mpl.rc_context(STYLE):
         shape = (len(chosen), 1) if narrow else (1, len(chosen))
@@ -61,7 +61,9 @@ def score_figure(scores: Scores, dataset: DataSet, *, narrow: bool = False, alon
         across = figure.get_figwidth() * 72 / shape[1] - 95  # before the layout is known
         for ax, probe in zip(axes, chosen, strict=True):
             ax.set_ylim(max(0, low - 0.04), min(1.005, high + 0.05))
-            draw_scores(ax, [r for r in rows if r.probe == probe], dataset, line_height(figure, shape[0], ax), across)
+            draw_scores(
+                ax, [r for r in rows if r.protocol == probe], dataset, line_height(figure, shape[0], ax), across
+            )
             ax.set_title(PROBE_NAMES[probe], loc="left", color=light("ink"), fontsize=11.5, fontweight="bold")
         if alone:
             note = " (PHANTOM tissue, drawn by a program)" if dataset.phantom else ""
@@ -256,7 +258,7 @@ def to_png(figure: Figure, dpi: int = 180) -> bytes:
 def describe_scores(scores: Scores, dataset: DataSet, probe: str) -> str:
     """What the plot shows, for those who do not see it."""
     parts = []
-    chosen = [r for r in scores.rows if (r.dataset, r.probe) == (dataset.name, probe)]
+    chosen = [r for r in scores.rows if (r.dataset, r.protocol) == (dataset.name, probe)]
     for name in dict.fromkeys(r.encoder for r in chosen):
         rows = sorted((r for r in chosen if r.encoder == name), key=lambda r: r.width)
         parts.append(f"{name}: " + ", ".join(f"{short(r.score)} at {r.width}" for r in rows))

@@ -14,8 +14,11 @@ from typing import Any
 import yaml
 
 from pathryoshka import config, storage
+from pathryoshka.evaluate.deeper import confusion_part, over_data_sets, protocols_table, worst_part
+from pathryoshka.evaluate.details import Details
 from pathryoshka.evaluate.neighbours import Panel, Picture, Query
 from pathryoshka.evaluate.pictures import loss_figure, score_figure, short, thousands, to_png, to_svg
+from pathryoshka.evaluate.scatter import describe_prices, price_figure
 from pathryoshka.evaluate.scores import DataSet, Row, Scores
 from pathryoshka.evaluate.tables import cost_table, data_set_part, plural, points
 from pathryoshka.page import drawing, page, table
@@ -26,7 +29,7 @@ class Story:
     """What a report tells.
 
     Attributes:
-        scores, panels: from an evaluation. The first data set is the one in the headline.
+        scores, details: from an evaluation. The first data set is the one in the headline.
         run: the resolved config.
         metrics: lines of the run's log.
         floors: `<teacher>/<kind>` -> fraction that a linear map from as many numbers must leave unexplained.
@@ -35,7 +38,7 @@ class Story:
     """
 
     scores: Scores
-    panels: Sequence[Panel] = ()
+    details: Details = field(default_factory=Details)
     run: config.Run | None = None
     metrics: Sequence[Mapping[str, Any]] = ()
     floors: Mapping[str, float] = field(default_factory=dict)
@@ -64,10 +67,13 @@ def render(story: Story) -> str:
         cards(story.scores),
         "<h2>What each width is worth</h2>",
         *(data_set_part(story.scores, dataset) for dataset in story.scores.datasets),
+        *over_data_sets(story.scores),
         "<h2>What it costs</h2>",
+        *price_part(story.scores),
         cost_table(story.scores.costs, story.licences),
         *loss_part(story),
-        *neighbours_part(story.panels),
+        *neighbours_part(story.details.panels),
+        *closer_look(story),
         "<h2>What to keep in mind</h2>",
         f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in remarks(story))}</ul>",
         *run_part(story),
@@ -154,7 +160,31 @@ def share(others: Sequence[float], mine: float) -> str:
     return f"{mine / (sum(others) / len(others)):.0%} of a teacher's mean" if sum(others) else ""
 
 
+def price_part(scores: Scores) -> list[str]:
+    wide, narrow = price_figure(scores), price_figure(scores, narrow=True)
+    if wide is None or narrow is None:
+        return []
+    caption = "Upper left is good and cheap. A student's dots are its widths: alike to compute, unlike to keep."
+    return [drawing(to_svg(wide, "price-0"), to_svg(narrow, "price-1"), caption, describe_prices(scores))]
+
+
 # ---------------------------------------------------------------- training, neighbours, run
+
+
+def closer_look(story: Story) -> list[str]:
+    """Behind a fold for each data set: the other protocols, classes, confusions, worst tiles."""
+    parts = []
+    for dataset in story.scores.datasets:
+        encoders = [*story.scores.names("student"), *story.scores.names("teacher"), *story.scores.names("other")]
+        inner = [
+            protocols_table(story.scores, dataset),
+            confusion_part(story.details, dataset, encoders),
+            worst_part(story.details, dataset),
+        ]
+        if any(inner):
+            parts.append(f"<details><summary>{escape(dataset.name)}: other protocols, classes, worst tiles</summary>"
+                         f"{''.join(inner)}</details>")  # fmt: skip
+    return ["<h2>A closer look</h2>", *parts] if parts else []
 
 
 def loss_part(story: Story) -> list[str]:
@@ -210,7 +240,7 @@ def remarks(story: Story) -> list[str]:
         *story.scores.notes,
         *story.notes,
         "One training run: the intervals are over patients, not over seeds.",
-        "The penalty of the linear probe and the number of neighbours were fixed beforehand, alike for every encoder.",
+        "Penalty and number of neighbours are chosen on units apart from those scored, alike for every encoder.",
     ]
 
 

@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Kind = Literal["student", "start", "random", "teacher", "pca"]
+Kind = Literal["student", "start", "random", "teacher", "pca", "other"]
+NESTED: tuple[Kind, ...] = ("student", "start", "random")
+"""Kinds whose embedding is cut to each width; `other` encoders, like teachers, are scored whole."""
 PCA = "PCA of teachers"
 TEACHERS_MEAN = "mean of teachers"
 
@@ -16,16 +18,21 @@ class Frozen(BaseModel):
 
 
 class Row(Frozen):
-    """One score: balanced accuracy over out-of-fold predictions, with its 95 % interval over groups."""
+    """One score with its 95 % interval over groups; `error` and `freedom`: its standard error and t's freedom.
+
+    `protocol` is a key of `scoring.PROTOCOLS`, which says what the score is.
+    """
 
     dataset: str
-    probe: Literal["linear", "knn"]
+    protocol: str
     encoder: str
     kind: Kind
     width: int
     score: float
     low: float
     high: float
+    error: float
+    freedom: float
     num_tiles: int
     num_groups: int
     unit: str
@@ -33,10 +40,10 @@ class Row(Frozen):
 
 
 class Difference(Frozen):
-    """`encoder` at `width` minus `other` at `other_width` (0: no one width), on the same draws of groups."""
+    """`encoder` at `width` minus `other` at `other_width` (0: no one width), paired by group."""
 
     dataset: str
-    probe: Literal["linear", "knn"]
+    protocol: str
     encoder: str
     width: int
     other: str
@@ -44,10 +51,16 @@ class Difference(Frozen):
     value: float
     low: float
     high: float
+    error: float
+    freedom: float
 
 
 class DataSet(Frozen):
-    """What was scored on. `unit`: what is drawn and split as a whole; `labels`: tiles of each class."""
+    """What was scored on. `unit`: what is drawn and split as a whole; `labels`: tiles of each class.
+
+    `num_folds`: of the cross-validation; 1 where the data set's own split was used. `num_scored`: tiles that are in a
+    test part, all of them in cross-validation.
+    """
 
     name: str
     labels: dict[str, int]
@@ -55,6 +68,7 @@ class DataSet(Frozen):
     num_tiles: int
     num_groups: int
     num_folds: int
+    num_scored: int
     num_unlabelled: int
     num_failed: int
     phantom: bool = False
@@ -85,9 +99,9 @@ class Scores(Frozen):
     widths: tuple[int, ...]
     notes: tuple[str, ...] = ()
 
-    def row(self, dataset: str, probe: str, encoder: str, width: int | None = None) -> Row | None:
+    def row(self, dataset: str, protocol: str, encoder: str, width: int | None = None) -> Row | None:
         """The row, of the largest width where none is given; None when it was not scored."""
-        rows = [r for r in self.rows if (r.dataset, r.probe, r.encoder) == (dataset, probe, encoder)]
+        rows = [r for r in self.rows if (r.dataset, r.protocol, r.encoder) == (dataset, protocol, encoder)]
         rows = [r for r in rows if width in (None, r.width)]
         return max(rows, key=lambda r: r.width) if rows else None
 

@@ -42,7 +42,7 @@ def data_set_part(scores: Scores, dataset: DataSet) -> str:
 
 def score_table(scores: Scores, dataset: DataSet, probe: str) -> str:
     """Encoders down, widths across."""
-    rows = [r for r in scores.rows if (r.dataset, r.probe) == (dataset.name, probe)]
+    rows = [r for r in scores.rows if (r.dataset, r.protocol) == (dataset.name, probe)]
     widths = sorted({r.width for r in rows})
     body: list[tuple[str, list[str]]] = []
     for name, kind in dict.fromkeys((r.encoder, r.kind) for r in sorted(rows, key=order_of_kind)):
@@ -68,7 +68,7 @@ def difference_table(scores: Scores, dataset: DataSet) -> str:
     rows = []
     for d in scores.differences:
         asked = (d.width == full and d.other in against) or (d.width == smallest and d.other == d.encoder)
-        if d.dataset != dataset.name or d.probe != "linear" or not asked:
+        if d.dataset != dataset.name or d.protocol != "linear" or not asked:
             continue
         css = "better" if d.low > 0 else "worse" if d.high < 0 else ""
         who = f"against {escape(d.other)}" if d.width == full else f"first {d.width} against all"

@@ -65,7 +65,7 @@ def score_part(scores: Scores | None) -> str:
         return "## What each width is worth\n\nNot evaluated.\n"
     parts = ["## What each width is worth\n"]
     for dataset in scores.datasets:
-        rows = [r for r in scores.rows if r.dataset == dataset.name and r.probe == "linear"]
+        rows = [r for r in scores.rows if r.dataset == dataset.name and r.protocol == "linear"]
         widths = sorted({r.width for r in rows})
         marks = [mark for mark, on in (("PHANTOM tissue, drawn by a program", dataset.phantom),
                                        ("SEEN in distillation", dataset.seen)) if on]  # fmt: skip

@@ -14,15 +14,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+SUMMARY = pa.float16()
+"""Of a teacher's features; embeddings that are scored keep float32."""
 
-def vector_schema(encoder: str, summary_dim: int, tokens: tuple[int, pa.DataType] | None = None) -> pa.Schema:
-    """Columns of one encoder's vectors; `tokens`: numbers a row and their type."""
+
+def vector_schema(
+    encoder: str, summary_dim: int, tokens: tuple[int, pa.DataType] | None = None, item: pa.DataType = SUMMARY
+) -> pa.Schema:
+    """Columns of one encoder's vectors; `tokens`: numbers a row and their type; `item`: type of a summary's numbers."""
     fields = [
         pa.field("tile_id", pa.string(), nullable=False),
         pa.field("view_id", pa.int32(), nullable=False),
         pa.field("partner_id", pa.string()),
         pa.field("pixels", pa.uint64()),
-        pa.field(f"{encoder}.summary", pa.list_(pa.float16(), summary_dim)),
+        pa.field(f"{encoder}.summary", pa.list_(item, summary_dim)),
     ]
     if tokens is not None:
         fields.append(pa.field(f"{encoder}.tokens", pa.list_(tokens[1], tokens[0])))

@@ -17,7 +17,8 @@ from pathryoshka.distill.measure import measure as measured
 from pathryoshka.distill.step import standardise
 from pathryoshka.distill.stream import make_dataset, micro_batch_of
 from pathryoshka.driver import Ready, Result
-from pathryoshka.evaluate.compare import Contender, evaluate
+from pathryoshka.evaluate.compare import evaluate
+from pathryoshka.evaluate.contenders import Contender
 from pathryoshka.inputs import make_stream, plan_of, student_grid, tiles_of
 from pathryoshka.sweep.gauges import unexplained
 from pathryoshka.sweep.space import Sweep
@@ -104,8 +105,9 @@ def probe(run: config.Run, base: config.Run) -> Values:
     seen = results.seen_by(base if run.data == base.data else run)
     student, device = results.trained_module(run).student, results.device_of(run)
     contender = Contender("student", "student", results.encode_with(student, device), student.num_params, 0.0)
-    found = evaluate([contender], run.student.widths, run.evaluate, run.storage, size=run.views.size, seen=seen)
-    rows = [row for row in found.scores.rows if row.probe == "linear"]
+    cfg = run.evaluate.model_copy(update={"protocols": ("linear",)})
+    found = evaluate([contender], run.student.widths, cfg, run.storage, size=run.views.size, seen=(seen,))
+    rows = [row for row in found.scores.rows if row.protocol == "linear"]
     widths = run.student.widths
     out = {f"probe/{w}": float(np.mean([row.score for row in rows if row.width == w])) for w in widths}
     return out | {"probe": out[f"probe/{widths[-1]}"]}

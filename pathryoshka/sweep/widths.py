@@ -52,7 +52,7 @@ def choose_widths(curve: Mapping[int, float], drop: float) -> tuple[int, ...]:
 def mean_curve(scores: Scores, probe: str = "linear") -> dict[int, float]:
     """Width -> score of the student, mean over the data sets."""
     student = scores.names("student")[0]
-    rows = [row for row in scores.rows if row.encoder == student and row.probe == probe]
+    rows = [row for row in scores.rows if row.encoder == student and row.protocol == probe]
     out = {}
     for width in sorted({row.width for row in rows}):
         mine = [row.score for row in rows if row.width == width]
