@@ -143,7 +143,7 @@ def score(
 ) -> Sheet:
     """Every contender at every width it is cut to, by every protocol."""
     task = scoring.make_task(embedded.labels, embedded.patients, folds)
-    sheet = Sheet(facts, task.scored_groups)
+    sheet = Sheet(facts, tuple(task.group_names[g] for g in task.scored_groups))
     for contender in contenders:
         x_ND = embedded.vectors[contender.name]
         sheet.kinds[contender.name] = contender.kind

@@ -1,22 +1,27 @@
 """One embedding at one width by every protocol: what is asked, what a score means, and what came of it.
 
 Rows are L2-normalised first, because that is how an embedding is stored and compared; a width is the first numbers of a
-row, normalised again. Nothing is ever scored on a group (patient, where there is one) that was learned from: probes by
-folds, few-shot and retrieval by leaving out the query's own group.
+row, normalised again. Nothing is ever scored on a group (patient, where there is one) that was learned from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
 from pathryoshka import config
 from pathryoshka.evaluate.folds import Fold
+from pathryoshka.evaluate.protocols.calibration import calibration
+from pathryoshka.evaluate.protocols.clustering import cluster
+from pathryoshka.evaluate.protocols.fewshot import SHOTS, Supports, draw_supports, few_shot
 from pathryoshka.evaluate.protocols.knn import knn_probe
 from pathryoshka.evaluate.protocols.linear import linear_probe
-from pathryoshka.evaluate.tally import Profile, balanced_mean_of
+from pathryoshka.evaluate.protocols.retrieval import retrieve
+from pathryoshka.evaluate.protocols.rows import Predictions
+from pathryoshka.evaluate.tally import Profile, Tally
 
 
 @dataclass(frozen=True)
@@ -29,36 +34,49 @@ class Protocol:
     higher_is_better: bool = True
 
 
+BALANCED = "balanced accuracy"
 PROTOCOLS: dict[str, Protocol] = {
-    "linear": Protocol("linear probe", "balanced accuracy of a logistic regression, penalty chosen on validation"),
-    "knn": Protocol("nearest neighbours", "balanced accuracy of a vote by cosine, k chosen on validation"),
+    "linear": Protocol("linear probe", f"{BALANCED} of a logistic regression, its penalty chosen on validation"),
+    "knn": Protocol("nearest neighbours", f"{BALANCED} of a vote by cosine, the number of voters chosen on validation"),
     "calibration": Protocol("calibration", "expected calibration error of the linear probe", higher_is_better=False),
+    **{
+        f"few_shot/{n}": Protocol(
+            f"{n} shot{'s' if n > 1 else ''}", f"{BALANCED} of the nearest of the class centroids"
+        )
+        for n in SHOTS
+    },
+    "retrieval/any@1": Protocol("first hit", "share of queries whose nearest tile of another unit is of their class"),
+    "retrieval/majority@5": Protocol("five hits", "share of queries of whose five nearest most are of their class"),
+    "retrieval/map": Protocol("mean average precision", "of a search for the query's class among other units"),
+    "clustering": Protocol("clustering", "adjusted Rand index of k-means", share=False),
 }
 """By the name that rows carry."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Labelled tiles in groups.
+    """Labelled tiles in groups, and who learns and is scored on what.
 
     Attributes:
         labels: [N] strings. groups: [N] numbers of `group_names`.
-        scored: rows that are in the test part of some fold: all of them in cross-validation.
+        supports: the draws of few-shot, the same for every encoder and width.
     """
 
     labels: np.ndarray
     groups: np.ndarray
     group_names: tuple[str, ...]
     folds: tuple[Fold, ...]
+    supports: Supports
 
-    @property
-    def scored(self) -> np.ndarray:
-        return np.sort(np.concatenate([fold.test for fold in self.folds]))
+    @cached_property
+    def scored_groups(self) -> np.ndarray:
+        """Numbers, ascending, of the groups of rows that some fold tests: those that profiles are made of."""
+        return np.unique(np.concatenate([self.groups[fold.test] for fold in self.folds]))
 
-    @property
-    def scored_groups(self) -> tuple[str, ...]:
-        """Names of the groups that profiles are made of, in their order."""
-        return tuple(self.group_names[g] for g in np.unique(self.groups[self.scored]))
+    def only(self, fold: int) -> Task:
+        """The task of one of the folds."""
+        supports = Supports(self.supports.shots, self.supports.rows[fold : fold + 1])
+        return replace(self, folds=self.folds[fold : fold + 1], supports=supports)
 
 
 @dataclass(frozen=True)
@@ -75,71 +93,128 @@ class Predicted:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Of one encoder at one width."""
+class Answers:
+    """What the protocols say, before it is a score."""
 
-    profiles: dict[str, Profile] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)
     predictions: dict[str, Predicted] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Found:
+    """Of one encoder at one width: scores by protocol, predictions by probe."""
+
+    profiles: dict[str, Profile]
+    predictions: dict[str, Predicted]
+
+
 def normalise(x_ND: np.ndarray) -> np.ndarray:
-    """Rows of length 1, fp64 [N, D]; a row of zeros stays one."""
+    """Rows of length 1, fp32 [N, D]; a row of zeros stays one."""
     x_ND = np.asarray(x_ND, np.float64)
-    return x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)
+    return (x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
 def cut(x_ND: np.ndarray, width: int) -> np.ndarray:
-    """The first `width` numbers of every row, normalised again: fp64 [N, width]."""
+    """The first `width` numbers of every row, normalised again: fp32 [N, width]."""
     return normalise(x_ND[:, :width])
 
 
 def make_task(labels: np.ndarray, groups: np.ndarray, folds: Sequence[Fold]) -> Task:
     names, codes = np.unique(groups, return_inverse=True)
-    return Task(labels, codes, tuple(names.tolist()), tuple(folds))
-
-
-def refuse_unknown(protocols: Sequence[str]) -> None:
-    """Raises ConfigError for a name that no family has."""
-    for name in protocols:
-        if name not in FAMILIES:
-            raise config.ConfigError(f"evaluate.protocols names {name!r}; there are {', '.join(FAMILIES)}")
-
-
-PROBES = {"linear": linear_probe, "knn": knn_probe}
-FAMILIES = ("linear", "knn")
+    return Task(labels, codes, tuple(names.tolist()), tuple(folds), draw_supports(labels, codes, folds))
 
 
 def score(task: Task, x_ND: np.ndarray, protocols: Sequence[str]) -> Found:
-    """Every protocol on rows of length 1 (see `cut`)."""
-    return score_folds(task, [x_ND] * len(task.folds), protocols)
+    """Every family of protocols on rows of length 1 (see `cut`).
+
+    Raises:
+        ConfigError: a family that does not exist. ProtocolError: rows that cannot be scored.
+    """
+    return found_of(task, asked(task, x_ND, protocols))
 
 
 def score_folds(task: Task, x_by_fold: Sequence[np.ndarray], protocols: Sequence[str]) -> Found:
-    """The same where each fold has rows of its own, made by a transform that was fitted on its training rows."""
-    found = Found()
+    """The same where each fold has rows of its own, made by a transform that was fitted on the rows it learns from.
+
+    Folds are scored one by one and their sums added. Clusters of two folds have nothing in common, so there are none.
+    """
+    names = [name for name in protocols if name != "clustering"]
+    parts = [asked(task.only(i), x_ND, names) for i, x_ND in enumerate(x_by_fold)]
+    first = parts[0]
+    for part in parts[1:]:
+        for name, tally in part.tallies.items():
+            first.tallies[name] = Tally(first.tallies[name].sums + tally.sums, tally.finish)
+        for name, said in part.predictions.items():
+            first.predictions[name] = joined(first.predictions[name], said)
+    return found_of(task, first)
+
+
+def asked(task: Task, x_ND: np.ndarray, protocols: Sequence[str]) -> Answers:
+    answers = Answers()
     for name in protocols:
-        if name in PROBES:
-            probe(task, x_by_fold, name, found)
-    return found
+        if name not in FAMILIES:
+            raise config.ConfigError(f"evaluate.protocols names {name!r}; there are {', '.join(FAMILIES)}")
+        FAMILIES[name](task, x_ND, answers)
+    return answers
 
 
-def probe(task: Task, x_by_fold: Sequence[np.ndarray], name: str, found: Found) -> None:
-    rows, said, confidence = [], [], []
-    for fold, x_ND in zip(task.folds, x_by_fold, strict=True):
-        labels, shares, classes = PROBES[name](x_ND, task.labels, fold)
-        column = np.searchsorted(classes, task.labels[fold.test])
-        rows.append(fold.test)
-        said.append(labels)
-        confidence.append(shares[np.arange(len(labels)), column])
-    order = np.argsort(np.concatenate(rows))
-    predicted = Predicted(*(np.concatenate(parts)[order] for parts in (rows, said, confidence)))
-    found.predictions[name] = predicted
-    hits = (predicted.labels == task.labels[predicted.rows]).astype(float)
-    groups, num_groups = scored_groups(task, predicted.rows)
-    found.profiles[name] = balanced_mean_of(hits, task.labels[predicted.rows], groups, num_groups).profile
+def found_of(task: Task, answers: Answers) -> Found:
+    """Profiles are of the groups that are scored: one that is only learned from would count as one without effect."""
+    profiles = {
+        name: Tally(tally.sums[task.scored_groups], tally.finish).profile
+        for name, tally in answers.tallies.items()
+        if name in PROTOCOLS
+    }
+    return Found(profiles, answers.predictions)
 
 
-def scored_groups(task: Task, rows: np.ndarray) -> tuple[np.ndarray, int]:
-    """Numbers of the groups of `rows` among those that are scored at all, and how many these are."""
-    scored, codes = np.unique(task.groups[rows], return_inverse=True)
-    return codes, len(scored)
+def joined(one: Predicted, other: Predicted) -> Predicted:
+    rows = np.concatenate([one.rows, other.rows])
+    order = np.argsort(rows)
+    labels, confidence = (np.concatenate(pair)[order] for pair in ((one.labels, other.labels),
+                                                                   (one.confidence, other.confidence)))  # fmt: skip
+    return Predicted(rows[order], labels, confidence)
+
+
+# ---------------------------------------------------------------- the families
+
+
+def linear(task: Task, x_ND: np.ndarray, answers: Answers) -> None:
+    said = linear_probe(x_ND, task.labels, task.groups, task.folds)
+    enter(task, "linear", said, answers)
+    answers.tallies["calibration"] = calibration(said.probabilities, task.labels, task.groups).balanced
+
+
+def knn(task: Task, x_ND: np.ndarray, answers: Answers) -> None:
+    enter(task, "knn", knn_probe(x_ND, task.labels, task.groups, task.folds), answers)
+
+
+def few_shots(task: Task, x_ND: np.ndarray, answers: Answers) -> None:
+    result = few_shot(x_ND, task.labels, task.groups, task.folds, task.supports)
+    answers.tallies.update({f"few_shot/{n}": tally for n, tally in result.scores.items()})
+
+
+def retrieval(task: Task, x_ND: np.ndarray, answers: Answers) -> None:
+    result = retrieve(x_ND, task.labels, task.groups, task.folds)
+    answers.tallies.update({f"retrieval/{name}": tally for name, tally in result.scores.items()})
+
+
+def clustering(task: Task, x_ND: np.ndarray, answers: Answers) -> None:
+    answers.tallies["clustering"] = cluster(x_ND, task.labels, task.groups, task.folds).score
+
+
+FAMILIES: dict[str, Callable[[Task, np.ndarray, Answers], None]] = {
+    "linear": linear,
+    "knn": knn,
+    "few_shot": few_shots,
+    "retrieval": retrieval,
+    "clustering": clustering,
+}
+"""What `evaluate.protocols` may name; each gives one or more scores."""
+
+
+def enter(task: Task, name: str, said: Predictions, answers: Answers) -> None:
+    rows = np.flatnonzero(said.predicted != "")
+    column = np.searchsorted(said.classes, task.labels[rows])
+    answers.predictions[name] = Predicted(rows, said.predicted[rows], said.probabilities[rows, column])
+    answers.tallies[name] = said.score
