@@ -56,12 +56,11 @@ def read_kept(where: str, cfg: config.Storage) -> Kept:
     try:
         table = pq.read_table(io.BytesIO(storage.read_bytes(where, cfg)), page_checksum_verification=True)
         column = next(name for name in table.column_names if name.endswith(".summary"))
-        vectors = as_matrix(table[column])
-        facts = json.loads((table.schema.metadata or {})[FACTS])
+        pairs = zip(table["pixels"].to_pylist(), as_matrix(table[column]), strict=True)
+        rows = dict(zip(table["tile_id"].to_pylist(), pairs, strict=True))
+        return Kept(rows, json.loads((table.schema.metadata or {})[FACTS]))
     except (storage.NotFound, pa.ArrowException, OSError, StopIteration, KeyError, ValueError):
         return Kept()
-    pairs = zip(table["pixels"].to_pylist(), vectors, strict=True)
-    return Kept(dict(zip(table["tile_id"].to_pylist(), pairs, strict=True)), facts)
 
 
 def write_kept(where: str, encoder: str, kept: Kept, cfg: config.Storage) -> None:
