@@ -125,3 +125,10 @@ def test_an_upload_that_fails_stops_training_at_the_next(run: str, tmp_path: Pat
     uploader.submit(Ref(1, 1), local)
     with pytest.raises(storage.StorageError):
         uploader.__exit__(None, None, None)
+
+
+def test_a_run_in_a_folder_is_found_from_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = config.Run(name="a", storage=config.Storage(root="out/runs"))
+    assert checkpoint.uri_of(run) == str(tmp_path / "out/runs/a")
+    assert checkpoint.uri_of(config.Run(name="a", storage=config.Storage(root="s3://b/runs"))) == "s3://b/runs/a"

@@ -52,8 +52,9 @@ class Ref:
 
 
 def uri_of(run: config.Run) -> str:
-    """Where a run keeps everything: its name under `storage.root`."""
-    return storage.join(run.storage.root, run.name)
+    """Where a run keeps everything: its name under `storage.root`, seen from any folder (Ray Train's workers run in one
+    of their own)."""
+    return storage.absolute(storage.join(run.storage.root, run.name))
 
 
 def folder(run_uri: str, ref: Ref | None = None) -> str:

@@ -71,7 +71,7 @@ class Record(BaseModel):
 
 
 def sweep_uri(base: config.Run) -> str:
-    return storage.join(base.storage.root, base.name)
+    return storage.absolute(storage.join(base.storage.root, base.name))
 
 
 def trials_root(base: config.Run) -> str:
