@@ -142,7 +142,7 @@ def score(
     protocols: Sequence[str],
 ) -> Sheet:
     """Every contender at every width it is cut to, by every protocol."""
-    task = scoring.make_task(embedded.labels, embedded.patients, folds)
+    task = scoring.make_task(embedded.labels, embedded.patients, folds, embedded.restained_rows)
     sheet = Sheet(facts, tuple(task.group_names[g] for g in task.scored_groups))
     for contender in contenders:
         x_ND = embedded.vectors[contender.name]
@@ -151,7 +151,8 @@ def score(
         if x_ND.shape[1] < asked[-1]:
             raise EmbedError(f"{contender.name} gives {x_ND.shape[1]} numbers, so it has no width {asked[-1]}")
         for width in asked:
-            sheet.found[contender.name, width] = scoring.score(task, scoring.cut(x_ND, width), protocols)
+            anew = scoring.cut(embedded.restained[contender.name], width)
+            sheet.found[contender.name, width] = scoring.score(task, scoring.cut(x_ND, width), protocols, anew)
     teachers = [embedded.vectors[c.name] for c in contenders if c.kind == "teacher"]
     if teachers:
         sheet.kinds[PCA] = "pca"

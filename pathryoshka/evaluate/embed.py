@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,11 +22,16 @@ from pathryoshka.export.seen import choose_tiles
 from pathryoshka.tiles.phash import perceptual_hash
 from pathryoshka.tiles.segments import hashed
 from pathryoshka.tiles.shards import iter_tiles
-from pathryoshka.tiles.views import TileError, decode, identity_view
+from pathryoshka.tiles.views import TileError, decode, identity_view, keyed_generator, restain, stain_map
 
 Encode = Callable[[np.ndarray], Any]
 """uint8 [B, H, W, 3] -> [B, D] as array or tensor, or a teacher's features, of which the summary is taken."""
+Alter = Callable[[str, np.ndarray], np.ndarray]
+"""(tile id, view) -> another view of the same tile."""
 THUMBNAIL = 112
+NUM_RESTAINED = 120
+STAIN = 0.1
+"""Spread of the stains of tiles that are stained anew: a light to strong change of laboratory (Tellez et al. 2019)."""
 COLUMNS = ("tile_id", "slide_id", "patient_id", "site", "label", "split", "image")
 
 
@@ -43,6 +48,7 @@ class Embedded:
         hashes: [N] uint64, perceptual hash of the tile, 0 where it has none.
         thumbs: N small JPEGs for pictures of neighbours.
         vectors: encoder -> fp32 [N, D]. gflop: encoder -> GFLOP a view, None where they were not counted or cannot be.
+        restained: encoder -> fp32 [n, D] of the rows `restained_rows` [n], the same tiles with other stains.
         num_unlabelled: tiles left out because they have no label; `num_rows` counts what the splits hold in all.
         failures: tile -> why it could not be decoded.
     """
@@ -56,6 +62,8 @@ class Embedded:
     hashes: np.ndarray
     thumbs: tuple[bytes, ...]
     vectors: dict[str, np.ndarray]
+    restained: dict[str, np.ndarray]
+    restained_rows: np.ndarray
     gflop: dict[str, float | None]
     num_rows: int
     num_unlabelled: int
@@ -67,8 +75,11 @@ class Embedded:
     def keep(self, rows: np.ndarray) -> Embedded:
         """The rows where bool [N] is true."""
         columns = ("tile_ids", "slides", "patients", "sites", "labels", "splits", "hashes")
+        still = rows[self.restained_rows]
         return replace(
             self,
+            restained={name: x_ND[still] for name, x_ND in self.restained.items()},
+            restained_rows=(np.cumsum(rows) - 1)[self.restained_rows[still]],
             thumbs=tuple(thumb for thumb, kept in zip(self.thumbs, rows, strict=True) if kept),
             vectors={name: x_ND[rows] for name, x_ND in self.vectors.items()},
             **{name: getattr(self, name)[rows] for name in columns},
@@ -105,26 +116,20 @@ def embed_tiles(
     ids, num_rows = labelled_ids(uri, storage, splits)
     if not ids:
         raise EmbedError(f"no tile of {uri} has a label; import the tiles in folders named by class or with a CSV")
-    chosen = choose_tiles(ids, max_tiles)
+    chosen = choose_tiles(list(ids), max_tiles)
     failures: dict[str, str] = {}
-    rows: list[tuple[Any, ...]] = []
-    vectors: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
     places = {name: place(keep, key, uri) for name, key in (keys or {}).items() if keep and key}
     kept = {name: read_kept(places[name], storage) if name in places else Kept() for name in encoders}
     before = {name: len(one.rows) for name, one in kept.items()}
-    with ThreadPoolExecutor(min(len(encoders) or 1, os.cpu_count() or 1)) as pool:
-        for facts, views in batches(uri, storage, splits, chosen, size, batch, failures):
-            rows += facts
-            tile_ids, pixels = [row[0] for row in facts], [hashed(view.data) for view in views]
-            work = {
-                name: pool.submit(vectors_of, name, encode, kept[name], tile_ids, pixels, views)
-                for name, encode in encoders.items()
-            }
-            for name, future in work.items():
-                vectors[name].append(future.result())
+    rows, vectors = through(encoders, kept, batches(uri, storage, splits, chosen, size, batch, failures))
     if not rows:
         reason = next(iter(failures.values()))
         raise EmbedError(f"none of the {len(chosen)} labelled tiles of {uri} can be read, e.g. {reason}")
+    tested = {tile_id for tile_id, split in ids.items() if split == "test"} or set(ids)
+    few = choose_tiles([tile_id for tile_id in chosen if tile_id in tested], NUM_RESTAINED)
+    anew, restained = through(
+        encoders, kept, batches(uri, storage, splits, few, size, batch, {}, stained_anew), "stain"
+    )
     for name, encode in encoders.items():
         one = kept[name]
         if name in count and "gflop" not in one.facts:
@@ -132,6 +137,7 @@ def embed_tiles(
         if name in places and len(one.rows) > before[name]:
             write_kept(places[name], name, one, storage)
     columns = tuple(zip(*rows, strict=True))
+    row_of = {tile_id: i for i, tile_id in enumerate(columns[0])}
     return Embedded(
         tile_ids=np.array(columns[0]),
         slides=np.array(columns[1]),
@@ -141,12 +147,42 @@ def embed_tiles(
         splits=np.array([split or "" for split in columns[5]]),
         hashes=np.array(columns[6], np.uint64),
         thumbs=columns[7],
-        vectors={name: np.concatenate(parts) for name, parts in vectors.items()},
+        vectors=vectors,
+        restained=restained,
+        restained_rows=np.array([row_of[row[0]] for row in anew], int),
         gflop={name: one.facts.get("gflop") for name, one in kept.items()},
         num_rows=num_rows,
         num_unlabelled=num_rows - len(ids),
         failures=failures,
     )
+
+
+def through(
+    encoders: Mapping[str, Encode],
+    kept: Mapping[str, Kept],
+    stream: Iterable[tuple[list[tuple[Any, ...]], np.ndarray]],
+    what: str = "",
+) -> tuple[list[tuple[Any, ...]], dict[str, np.ndarray]]:
+    """Facts of the tiles of `stream`, and each encoder's vectors of its views, which are kept under the name `what`."""
+    rows: list[tuple[Any, ...]] = []
+    vectors: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
+    with ThreadPoolExecutor(min(len(encoders) or 1, os.cpu_count() or 1)) as pool:
+        for facts, views in stream:
+            rows += facts
+            ids = [f"{row[0]}#{what}" if what else row[0] for row in facts]
+            pixels = [hashed(view.data) for view in views]
+            work = {
+                name: pool.submit(vectors_of, name, encode, kept[name], ids, pixels, views)
+                for name, encode in encoders.items()
+            }
+            for name, future in work.items():
+                vectors[name].append(future.result())
+    return rows, {name: np.concatenate(parts) for name, parts in vectors.items() if parts}
+
+
+def stained_anew(tile_id: str, view: np.ndarray) -> np.ndarray:
+    """The view in other stains, the same ones every time."""
+    return restain(view, *stain_map(STAIN, keyed_generator("stain", tile_id).standard_normal(6)))
 
 
 def vectors_of(
@@ -163,13 +199,13 @@ def vectors_of(
     return np.stack(found)  # type: ignore[arg-type]
 
 
-def labelled_ids(uri: str, storage: config.Storage, splits: Sequence[str]) -> tuple[list[str], int]:
-    """Ids of the tiles with a label, and the number of all tiles."""
-    ids: list[str] = []
+def labelled_ids(uri: str, storage: config.Storage, splits: Sequence[str]) -> tuple[dict[str, str | None], int]:
+    """Split of each tile with a label, by its id, and the number of all tiles."""
+    ids: dict[str, str | None] = {}
     num_rows = 0
-    for table in iter_tiles(uri, storage, splits, ("tile_id", "label")):
+    for table in iter_tiles(uri, storage, splits, ("tile_id", "label", "split")):
         num_rows += table.num_rows
-        ids += [row["tile_id"] for row in table.to_pylist() if row["label"]]
+        ids |= {row["tile_id"]: row["split"] for row in table.to_pylist() if row["label"]}
     return ids, num_rows
 
 
@@ -181,6 +217,7 @@ def batches(
     size: int,
     batch: int,
     failures: dict[str, str],
+    alter: Alter = lambda tile_id, view: view,
 ) -> Iterator[tuple[list[tuple[Any, ...]], np.ndarray]]:
     """Facts and views uint8 [B, size, size, 3] of the chosen tiles; notes in `failures` what cannot be decoded."""
     facts: list[tuple[Any, ...]] = []
@@ -196,7 +233,7 @@ def batches(
                 continue
             names = tuple(row[name] for name in COLUMNS[:-1])
             facts.append((*names, perceptual_hash(tile), jpeg(identity_view(tile, THUMBNAIL))))
-            views.append(identity_view(tile, size))
+            views.append(alter(row["tile_id"], identity_view(tile, size)))
             if len(views) == batch:
                 yield facts, np.stack(views)
                 facts, views = [], []

@@ -21,6 +21,7 @@ from pathryoshka.evaluate.protocols.knn import knn_probe
 from pathryoshka.evaluate.protocols.linear import linear_probe
 from pathryoshka.evaluate.protocols.retrieval import retrieve
 from pathryoshka.evaluate.protocols.rows import Predictions
+from pathryoshka.evaluate.protocols.stain import stain_stability
 from pathryoshka.evaluate.tally import Profile, Tally
 
 
@@ -49,6 +50,8 @@ PROTOCOLS: dict[str, Protocol] = {
     "retrieval/majority@5": Protocol("five hits", "share of queries of whose five nearest most are of their class"),
     "retrieval/map": Protocol("mean average precision", "of a search for the query's class among other units"),
     "clustering": Protocol("clustering", "adjusted Rand index of k-means", share=False),
+    "stain/found": Protocol("stained anew", "share of tiles that a search with the same tile in other stains finds"),
+    "stain/cosine": Protocol("stain cosine", "mean cosine of a tile and itself in other stains", share=False),
 }
 """By the name that rows carry."""
 
@@ -60,6 +63,7 @@ class Task:
     Attributes:
         labels: [N] strings. groups: [N] numbers of `group_names`.
         supports: the draws of few-shot, the same for every encoder and width.
+        restained: [n] rows of which there is a copy in other stains.
     """
 
     labels: np.ndarray
@@ -67,6 +71,7 @@ class Task:
     group_names: tuple[str, ...]
     folds: tuple[Fold, ...]
     supports: Supports
+    restained: np.ndarray
 
     @cached_property
     def scored_groups(self) -> np.ndarray:
@@ -119,18 +124,27 @@ def cut(x_ND: np.ndarray, width: int) -> np.ndarray:
     return normalise(x_ND[:, :width])
 
 
-def make_task(labels: np.ndarray, groups: np.ndarray, folds: Sequence[Fold]) -> Task:
+def make_task(
+    labels: np.ndarray, groups: np.ndarray, folds: Sequence[Fold], restained: np.ndarray = np.empty(0, int)
+) -> Task:
     names, codes = np.unique(groups, return_inverse=True)
-    return Task(labels, codes, tuple(names.tolist()), tuple(folds), draw_supports(labels, codes, folds))
+    return Task(labels, codes, tuple(names.tolist()), tuple(folds), draw_supports(labels, codes, folds), restained)
 
 
-def score(task: Task, x_ND: np.ndarray, protocols: Sequence[str]) -> Found:
+def score(task: Task, x_ND: np.ndarray, protocols: Sequence[str], restained: np.ndarray | None = None) -> Found:
     """Every family of protocols on rows of length 1 (see `cut`).
+
+    Args:
+        restained: [n, D] rows of length 1: the tiles `task.restained` in other stains.
 
     Raises:
         ConfigError: a family that does not exist. ProtocolError: rows that cannot be scored.
     """
-    return found_of(task, asked(task, x_ND, protocols))
+    answers = asked(task, x_ND, protocols)
+    if restained is not None and len(restained):
+        stain = stain_stability(x_ND, restained, task.restained, task.groups)
+        answers.tallies.update({"stain/found": stain.found, "stain/cosine": stain.cosine})
+    return found_of(task, answers)
 
 
 def score_folds(task: Task, x_by_fold: Sequence[np.ndarray], protocols: Sequence[str]) -> Found:
