@@ -5,9 +5,9 @@ The ratio is the larger of the two. Of the runs of their own `--live` are measur
 
 from __future__ import annotations
 
-from pathryoshka.job import distill, distill_together
+from pathryoshka.job import distill_together
 from tests.bench.common import finish
-from tests.bench.trials import Cost, cost_of, options, quiet, students, with_tiles
+from tests.bench.trials import cost_of, eight_alone, options, quiet, students, with_tiles
 
 GOAL = 0.5
 
@@ -15,10 +15,7 @@ GOAL = 0.5
 def main() -> None:
     args = options()
     with_tiles(args)
-    alone = Cost(0, 0)
-    for run in students(args, "live")[: args.live]:
-        alone += cost_of(run, f"{run.name} alone", lambda run=run: distill(run, say=quiet))  # type: ignore[misc]
-    alone = alone.times(8 / args.live)
+    alone = eight_alone(args)
     runs = students(args, "lockstep")
     together = cost_of(runs[0], "eight in lock-step", lambda: distill_together(runs, say=quiet))
     ratio = max(together.cpu / alone.cpu, together.wall / alone.wall)

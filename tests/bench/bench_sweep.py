@@ -13,7 +13,7 @@ import sys
 from pathryoshka import config, shelving
 from pathryoshka.job import distill, distill_together
 from tests.bench.common import finish
-from tests.bench.trials import Cost, cost_of, options, quiet, students, with_tiles
+from tests.bench.trials import cost_of, eight_alone, options, quiet, students, with_tiles
 
 GOAL = 0.35
 
@@ -36,10 +36,7 @@ def main() -> None:
             distill(run, say=quiet)
 
     trials = cost_of(runs[0], "eight trials", train)
-    alone = Cost(0, 0)
-    for run in students(args, "live")[: args.live]:
-        alone += cost_of(run, f"{run.name} with live teachers", lambda run=run: distill(run, say=quiet))  # type: ignore[misc]
-    alone = alone.times(8 / args.live)
+    alone = eight_alone(args)
     stored = filling + trials
     ratio = max(stored.cpu / alone.cpu, stored.wall / alone.wall)
     facts = {"filling": vars(filling), "trials": vars(trials), "live": vars(alone), "measured_live": args.live}

@@ -7,8 +7,10 @@ costs is CPU seconds of this process and all below it, and wall time, start-up o
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from typing import Any
 
 from pathryoshka import config
 from pathryoshka.devices import logical_cpus
+from pathryoshka.job import distill
 from pathryoshka.session import ray_session
 from tests.bench.bench_learns import make_tiles, run_of
 from tests.bench.sampling import Sampler
@@ -92,6 +95,24 @@ def cost_of(run: config.Run, what: str, work: Callable[[], Any]) -> Cost:
     cost = Cost(seconds - first, time.perf_counter() - started)
     print(f"{what}: {cost}", flush=True)
     return cost
+
+
+def eight_alone(args: argparse.Namespace) -> Cost:
+    """Eight runs of their own with live teachers: `--live` of them are measured and counted eight times over. Kept in
+    the work folder, so that a bench that follows on the same commit and settings need not measure them again."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    asked = {"commit": commit, "views": args.views, "per_tile": args.per_tile, "live": args.live, "set": args.set}
+    kept = args.work / "alone.json"
+    found = json.loads(kept.read_text()) if kept.exists() else {}
+    if found.get("asked") == asked:
+        cost = Cost(**found["cost"])
+        print(f"{args.live} runs alone, measured before on {commit}: {cost}", flush=True)
+    else:
+        cost = Cost(0, 0)
+        for run in students(args, "live")[: args.live]:
+            cost += cost_of(run, f"{run.name} alone", lambda run=run: distill(run, say=quiet))  # type: ignore[misc]
+        kept.write_text(json.dumps({"asked": asked, "cost": vars(cost)}))
+    return cost.times(8 / args.live)
 
 
 def quiet(line: str) -> None:
