@@ -38,6 +38,7 @@ NO_RAY = [
     "distill.losses",
     "distill.step",
     "evaluate.probes",
+    "evaluate.protocols",
     "sweep.space",
     "sweep.record",
     "sweep.worth",
