@@ -59,7 +59,7 @@ def draw_supports(
     least = min(int(np.bincount(codes[fold.fit], minlength=len(classes)).min()) for fold in folds)
     shots = tuple(n for n in SHOTS if n <= least)
     if not shots:
-        return Supports((), ())
+        return Supports((), tuple(np.zeros((0, len(classes), 0), np.int64) for _ in folds))
     rows = []
     for number, fold in enumerate(folds):
         drawn = np.zeros((num_draws, len(classes), shots[-1]), np.int64)
@@ -119,7 +119,7 @@ def few_shot(
 
 
 def expected_hits(z_ND: np.ndarray, codes: np.ndarray, ask: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """[M] share of draws `rows` [R, C, S] whose nearest centroid is of the query's class; the first class wins a tie."""
+    """[M] share of draws `rows` [R, C, S] whose nearest centroid is of the query's class; first class wins ties."""
     num_draws, num_classes, shots = rows.shape
     by_class = np.argsort(codes[ask], kind="stable")
     order = ask[by_class]

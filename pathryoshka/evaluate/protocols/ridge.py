@@ -2,10 +2,10 @@
 
 Features are standardised and reduced to 256 principal components on the training rows of a fold; one ridge regression
 of all G genes has the penalty alpha = 100 / (D G), D being the number of components; its score is Pearson's correlation
-a gene over the test rows of a fold, then the mean over genes, then over folds. Checked against the benchmark's own code,
-which fits no intercept: its components are centred, so that one only shifts predictions, which no correlation sees. It
-is added here, so that predictions are in the unit of the genes. Two differences: rows are L2-normalised beforehand, as
-in every protocol here, and a gene that does not vary in the test rows of a fold is left out of its mean (NaN there).
+a gene over the test rows of a fold, then the mean over genes, then over folds. The benchmark's own code says the same
+and fits no intercept: its components are centred, so that one only shifts predictions, which no correlation sees. It is
+added here, so that predictions are in the unit of the genes. Two differences: rows are L2-normalised beforehand, as in
+every protocol here, and a gene that does not vary in the test rows of a fold is left out of its mean (NaN there).
 """
 
 from __future__ import annotations

@@ -142,14 +142,17 @@ def consistency(x_STD: np.ndarray, scanners: Sequence[str], stains: Sequence[str
 
 
 def twins_found(a_TD: np.ndarray, b_TD: np.ndarray) -> np.ndarray:
-    """Bool [T]: fewer than 10 rows of both slides, itself apart, are nearer to a row of `a` than its twin in `b`."""
-    out = np.zeros(len(a_TD), bool)
+    """[T] 1 where fewer than 10 other rows of both slides are as near to a row of `a` as its twin in `b`, else 0.
+
+    So an embedding that tells nothing apart finds nothing.
+    """
+    out = np.zeros(len(a_TD))
     for part in blocks(len(a_TD)):
         rows = np.arange(len(a_TD))[part]
         own, other = a_TD[part] @ a_TD.T, a_TD[part] @ b_TD.T
         own[np.arange(len(rows)), rows] = -np.inf
         twin = other[np.arange(len(rows)), rows][:, None]
-        out[part] = (own > twin).sum(1) + (other > twin).sum(1) < TOP
+        out[part] = (own >= twin).sum(1) + (other >= twin).sum(1) - 1 < TOP
     return out
 
 
