@@ -72,9 +72,16 @@ tr.student td small { font-weight: 400 }
 .query img { width: 100%; display: block; border-radius: .25rem; border: 3px solid transparent }
 .query figcaption { font-size: .72rem; line-height: 1.25; margin: .1rem 0 0; text-align: center; overflow: hidden;
   text-overflow: ellipsis; white-space: nowrap }
+.worst { display: grid; grid-template-columns: repeat(auto-fill, minmax(6.2rem, 1fr)); gap: .7rem; margin: .6rem 0 }
+.worst figure { margin: 0 } .worst img { width: 100%; border-radius: .25rem }
+.worst figcaption { font-size: .72rem; line-height: 1.25; margin: .1rem 0 0 }
+.token-maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem }
+.tokens { margin: 0; break-inside: avoid } .tokens img { width: 6rem; height: 6rem; margin-right: .3rem;
+  border-radius: .25rem; image-rendering: pixelated }
+.cell { display: inline-block; min-width: 2.2rem; padding: 0 .3rem; border-radius: .2rem; text-align: right }
 .same img { border-color: var(--good) } .other img { border-color: var(--bad); border-style: dashed }
 pre { background: var(--wash); padding: 1rem; border-radius: .5rem; overflow-x: auto; font-size: .8rem }
-details summary { cursor: pointer; color: var(--faint) }
+details summary { cursor: pointer; color: var(--faint); padding: .3rem 0 }
 ul { padding-left: 1.2rem; max-width: 46rem }
 li { margin: .3rem 0 }
 @media (max-width: 40rem) {

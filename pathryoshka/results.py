@@ -24,10 +24,12 @@ from pathryoshka.distill.model import Distiller, build_module
 from pathryoshka.evaluate.compare import Evaluation, evaluate
 from pathryoshka.evaluate.contenders import Contender, lazily
 from pathryoshka.evaluate.details import Details, details_of
-from pathryoshka.evaluate.neighbours import nearest
+from pathryoshka.evaluate.embed import batches
+from pathryoshka.evaluate.neighbours import choose_queries, nearest
 from pathryoshka.evaluate.record import write_predictions, write_profiles
 from pathryoshka.evaluate.report import Story, write_report
-from pathryoshka.evaluate.scores import Scores
+from pathryoshka.evaluate.scores import Scores, as_csv
+from pathryoshka.evaluate.token_map import TokenMap, token_maps
 from pathryoshka.export.seen import Seen, collect_seen, merge, seen_from_bytes, seen_to_bytes
 from pathryoshka.export.verify import verify
 from pathryoshka.export.write import NUM_GOLDEN, write_export
@@ -40,6 +42,7 @@ from pathryoshka.teachers.standardize import Standardiser
 from pathryoshka.tiles.phantom import LABELS, phantom_tile
 
 Say = Callable[[str], None]
+NUM_MAPS = 6
 
 
 class ResultError(RuntimeError):
@@ -105,10 +108,9 @@ def encode_with(student: StudentEncoder, device: str) -> Callable[[np.ndarray], 
     return encode
 
 
-def contenders_of(run: config.Run) -> list[Contender]:
+def contenders_of(run: config.Run, trained: StudentEncoder) -> list[Contender]:
     """The student, the weights it started from, weights that never learned, and each teacher (loaded when asked)."""
     device = device_of(run)
-    trained = trained_module(run).student
     students = {
         "student": trained,
         "start": fresh_module(run, run.train.seed).student,
@@ -154,8 +156,9 @@ def evaluate_run(run: config.Run, *, say: Say = print) -> Scores:
     Raises:
         SeenError: tiles or patients that distillation saw, unless `evaluate.allow_seen`.
     """
+    student = trained_module(run).student
     result = evaluate(
-        contenders_of(run),
+        contenders_of(run, student),
         run.student.widths,
         run.evaluate,
         run.storage,
@@ -164,8 +167,24 @@ def evaluate_run(run: config.Run, *, say: Say = print) -> Scores:
         keep=kept_in(run),
         say=say,
     )
-    keep_evaluation(result, checkpoint.uri_of(run), run.storage)
+    keep_evaluation(result, checkpoint.uri_of(run), run.storage, token_maps_of(student, run, result))
     return result.scores
+
+
+def token_maps_of(student: StudentEncoder, run: config.Run, result: Evaluation) -> tuple[TokenMap, ...]:
+    """The student's tokens as colours, of the tiles that stand as queries on the first data set."""
+    name, uri = next(iter(result.embedded)), run.evaluate.tiles[0]
+    embedded = result.embedded[name]
+    rows = {str(embedded.tile_ids[row]): row for row in choose_queries(embedded, NUM_MAPS)}
+    found = batches(uri, run.storage, run.evaluate.splits, frozenset(rows), run.views.size, NUM_MAPS, {})
+    facts, views = next(iter(found))
+    with torch.inference_mode():
+        device = next(student.parameters()).device
+        tokens = student(student.normalise(torch.from_numpy(views).to(device)))[1].float().cpu().numpy()
+    shown = [rows[fact[0]] for fact in facts]
+    thumbs, labels = [embedded.thumbs[row] for row in shown], [str(embedded.labels[row]) for row in shown]
+    ends = (run.student.widths[0], run.student.widths[-1])
+    return token_maps([fact[0] for fact in facts], labels, thumbs, tokens, student.grid, ends)
 
 
 def kept_in(run: config.Run) -> str:
@@ -173,16 +192,17 @@ def kept_in(run: config.Run) -> str:
     return run.evaluate.keep or storage.join(run.storage.root, "_embeddings")
 
 
-def keep_evaluation(result: Evaluation, folder: str, cfg: config.Storage) -> None:
+def keep_evaluation(result: Evaluation, folder: str, cfg: config.Storage, maps: tuple[TokenMap, ...] = ()) -> None:
     """Everything that a report, a model card or a comparison of runs needs of it."""
     student = next((c.encoder for c in result.scores.costs if c.kind == "student"), result.scores.costs[0].encoder)
     widths = [row.width for row in result.scores.rows if row.encoder == student]
     ends = (min(widths), max(widths))
     panels = tuple(nearest(name, embedded, student, ends) for name, embedded in result.embedded.items())
-    details = details_of(result.sheets, result.embedded, panels)
+    details = details_of(result.sheets, result.embedded, panels, maps)
     write_profiles(folder, result.sheets, cfg)
     write_predictions(folder, result.sheets, result.embedded, cfg)
     storage.write_json(storage.join(folder, "details.json"), details.model_dump(mode="json"), cfg)
+    storage.write_bytes(storage.join(folder, "scores.csv"), as_csv(result.scores).encode(), cfg)
     storage.write_json(storage.join(folder, "scores.json"), result.scores.model_dump(mode="json"), cfg)
 
 

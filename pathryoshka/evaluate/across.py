@@ -24,6 +24,18 @@ class Side:
     name: str
     seeds: tuple[Mapping[Place, Kept], ...]
 
+    @property
+    def student(self) -> str:
+        """Name of its student.
+
+        Raises:
+            RecordError: there is none, or more than one.
+        """
+        names = {encoder for (_, _, encoder, _), kept in self.seeds[0].items() if kept.kind == "student"}
+        if len(names) != 1:
+            raise RecordError(f"{self.name} has {len(names)} students; evaluate each into a folder of its own")
+        return names.pop()
+
     def scores(self, place: Place) -> list[float]:
         return [seed[place].profile.value for seed in self.seeds]
 
@@ -56,17 +68,21 @@ class Contrast:
         return self.difference.low > 0 or self.difference.high < 0
 
 
-def contrast(a: Side, b: Side, *, encoders: tuple[str, str] = ("student", "student")) -> list[Contrast]:
+def contrast(a: Side, b: Side, *, encoders: tuple[str, str] | None = None) -> list[Contrast]:
     """Each data set, protocol and width that both sides were scored at.
+
+    Args:
+        encoders: of `a` and of `b`; none = the student of each.
 
     Raises:
         RecordError: nothing in common, or scores on other groups: another data set of the same name.
     """
     out = []
+    mine, theirs = encoders or (a.student, b.student)
     for place in a.seeds[0]:
         dataset, protocol, encoder, width = place
-        there = (dataset, protocol, encoders[1], width)
-        if encoder == encoders[0] and all(there in seed for seed in b.seeds) and all(place in seed for seed in a.seeds):
+        there = (dataset, protocol, theirs, width)
+        if encoder == mine and all(there in seed for seed in b.seeds) and all(place in seed for seed in a.seeds):
             out.append(between(a, place, b, there))
     if not out:
         raise RecordError(f"{a.name} and {b.name} were not scored on a common data set, protocol and width")

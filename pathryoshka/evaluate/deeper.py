@@ -121,3 +121,27 @@ def worst_pictures(worst: Worst) -> str:
         '<p class="faint">Where the linear probe believed least in the true class (its probability below), one a '
         f'unit.</p><div class="worst">{tiles}</div>'
     )
+
+
+def token_part(details: Details) -> list[str]:
+    """Tiles and their tokens as colours at the smallest and the full width."""
+    if not details.token_maps:
+        return []
+    shown = []
+    for m in details.token_maps:
+        says = escape(f"tile {m.tile_id}, class {m.label}")
+        parts = [f'<img src="data:image/jpeg;base64,{m.jpeg}" alt="{says}" title="{says}">']
+        parts += [
+            f'<img src="data:image/png;base64,{png}" alt="{says}: its tokens at {width} numbers as colours">'
+            for width, png in m.maps.items()
+        ]
+        widths = " | ".join(map(str, m.maps))
+        shown.append(
+            f'<figure class="tokens">{"".join(parts)}<figcaption>{escape(m.label)} | {widths}</figcaption></figure>'
+        )
+    return [
+        "<h2>What its tokens see</h2>",
+        "<p>Tiles, and the first three principal components of their tokens as red, green and blue: at the smallest "
+        "width and at all numbers a token has. Where a map follows the tissue, tokens do.</p>",
+        f'<div class="token-maps">{"".join(shown)}</div>',
+    ]

@@ -11,6 +11,7 @@ from sklearn.metrics import confusion_matrix
 from pathryoshka.evaluate.embed import Embedded
 from pathryoshka.evaluate.neighbours import Panel, Picture, picture
 from pathryoshka.evaluate.scores import Frozen
+from pathryoshka.evaluate.token_map import TokenMap
 
 if TYPE_CHECKING:
     from pathryoshka.evaluate.compare import Sheet
@@ -54,6 +55,7 @@ class Details(Frozen):
     panels: tuple[Panel, ...] = ()
     confusions: tuple[Confusion, ...] = ()
     worst: tuple[Worst, ...] = ()
+    token_maps: tuple[TokenMap, ...] = ()
 
 
 def confusions_of(name: str, sheet: Sheet, embedded: Embedded) -> list[Confusion]:
@@ -93,7 +95,12 @@ def worst_of(name: str, sheet: Sheet, embedded: Embedded, encoder: str) -> Worst
     )
 
 
-def details_of(sheets: Mapping[str, Sheet], embedded: Mapping[str, Embedded], panels: tuple[Panel, ...]) -> Details:
+def details_of(
+    sheets: Mapping[str, Sheet],
+    embedded: Mapping[str, Embedded],
+    panels: tuple[Panel, ...],
+    maps: tuple[TokenMap, ...] = (),
+) -> Details:
     confusions: list[Confusion] = []
     worst: list[Worst] = []
     for name, sheet in sheets.items():
@@ -101,4 +108,4 @@ def details_of(sheets: Mapping[str, Sheet], embedded: Mapping[str, Embedded], pa
         for encoder in (n for n, kind in sheet.kinds.items() if kind == "student"):
             found = worst_of(name, sheet, embedded[name], encoder)
             worst += [found] if found and found.tiles else []
-    return Details(panels=panels, confusions=tuple(confusions), worst=tuple(worst))
+    return Details(panels=panels, confusions=tuple(confusions), worst=tuple(worst), token_maps=maps)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from pathryoshka import config, storage
-from pathryoshka.evaluate.deeper import confusion_part, over_data_sets, protocols_table, worst_part
+from pathryoshka.evaluate.deeper import confusion_part, over_data_sets, protocols_table, token_part, worst_part
 from pathryoshka.evaluate.details import Details
 from pathryoshka.evaluate.neighbours import Panel, Picture, Query
 from pathryoshka.evaluate.pictures import loss_figure, score_figure, short, thousands, to_png, to_svg
@@ -73,6 +73,7 @@ def render(story: Story) -> str:
         cost_table(story.scores.costs, story.licences),
         *loss_part(story),
         *neighbours_part(story.details.panels),
+        *token_part(story.details),
         *closer_look(story),
         "<h2>What to keep in mind</h2>",
         f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in remarks(story))}</ul>",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -108,3 +110,12 @@ class Scores(Frozen):
     def names(self, kind: Kind) -> tuple[str, ...]:
         """Encoders of a kind that were scored, in the order in which they were given."""
         return tuple(dict.fromkeys(r.encoder for r in self.rows if r.kind == kind))
+
+
+def as_csv(scores: Scores) -> str:
+    """The rows as a table: a line a score, columns as the fields of `Row`."""
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, fieldnames=list(Row.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.model_dump() for row in scores.rows)
+    return sink.getvalue()

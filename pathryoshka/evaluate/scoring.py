@@ -125,10 +125,11 @@ def cut(x_ND: np.ndarray, width: int) -> np.ndarray:
 
 
 def make_task(
-    labels: np.ndarray, groups: np.ndarray, folds: Sequence[Fold], restained: np.ndarray = np.empty(0, int)
+    labels: np.ndarray, groups: np.ndarray, folds: Sequence[Fold], restained: np.ndarray | None = None
 ) -> Task:
     names, codes = np.unique(groups, return_inverse=True)
-    return Task(labels, codes, tuple(names.tolist()), tuple(folds), draw_supports(labels, codes, folds), restained)
+    rows = np.empty(0, int) if restained is None else restained
+    return Task(labels, codes, tuple(names.tolist()), tuple(folds), draw_supports(labels, codes, folds), rows)
 
 
 def score(task: Task, x_ND: np.ndarray, protocols: Sequence[str], restained: np.ndarray | None = None) -> Found:
