@@ -174,6 +174,17 @@ class Storage(Section):
     lease_ttl_s: float = Field(60, gt=0, description="silence after which another driver may take the run over")
 
 
+class During(Section):
+    """Evaluation beside training, of checkpoints, in a process of its own."""
+
+    every: int = Field(0, ge=0, description="optimizer steps from one to the next; 0 = none")
+    tiles: Names = Field((), description="labelled tile data sets to choose a checkpoint by, apart from evaluate.tiles")
+    splits: Names = ()
+    max_tiles: int = Field(500, ge=1, description="of each data set")
+    share: float = Field(0.1, gt=0, le=1, description="of the wall time that evaluations may take; more are left out")
+    num_gpus: float = Field(0, ge=0, description="of the process that evaluates; 0 = on the CPU")
+
+
 class Evaluate(Section):
     tiles: Names = Field((), description="URIs of labelled tile data sets")
     splits: Names = ()
@@ -183,11 +194,15 @@ class Evaluate(Section):
         ("linear", "knn", "few_shot", "retrieval", "clustering"), description="how embeddings are scored"
     )
     keep: str | None = Field(None, description="where embeddings are kept; none = <storage.root>/_embeddings")
+    during: During = During()
     max_tiles: int = Field(20_000, ge=1)
 
 
 class Export(Section):
     to: str | None = Field(None, description="folder or URI; none = <run>/export")
+    checkpoint: Literal["last", "best"] = Field(
+        "last", description="which one is scored and exported; best = by evaluate.during, else by the loss"
+    )
     licence: str = "other"
 
 
@@ -246,6 +261,8 @@ class Run(Section):
             raise ValueError(f"views.scale must be 0 < low <= high <= 1; got {self.views.scale}")
         if self.student.ema and self.train.zero_stage == 3:
             raise ValueError("student.ema needs whole weights; set train.zero_stage to 0, 1 or 2, or student.ema=0")
+        if self.evaluate.during.every and not self.evaluate.during.tiles:
+            raise ValueError("evaluate.during.every needs evaluate.during.tiles to choose a checkpoint by")
         if not self.kinds:
             raise ValueError("loss.kinds gives neither summary nor tokens a weight; set e.g. loss.kinds.summary=1")
         train, counts = self.train, self.worker_counts

@@ -11,6 +11,7 @@ from pathlib import Path
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
 from pathryoshka.driver import Ready, Result, Say, fit, prepared
+from pathryoshka.during import evaluating
 from pathryoshka.metrics import read_metrics
 
 LONG = 5000
@@ -33,7 +34,8 @@ def distill(run: config.Run, *, rehearse: bool = False, allow_change: tuple[str,
             result = rehearsal(ready, say)
             if rehearse:
                 return result
-        return fit(ready, say)
+        with evaluating(run, ready.job.run_uri, say):
+            return fit(ready, say)
 
 
 def distill_together(runs: Sequence[config.Run], *, say: Say = print) -> list[Result]:

@@ -20,6 +20,7 @@ import torch
 
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint, engine
+from pathryoshka.distill.checkpoint import Ref
 from pathryoshka.distill.model import Distiller, build_module
 from pathryoshka.evaluate.compare import Evaluation, evaluate
 from pathryoshka.evaluate.contenders import Contender, lazily
@@ -49,14 +50,26 @@ class ResultError(RuntimeError):
     """Something a run has not made yet; the sentence says which command makes it."""
 
 
-def final_weights(run: config.Run, scratch: Path) -> dict[str, torch.Tensor]:
-    """fp32 weights of student and heads from the run's last checkpoint; the moving average where one was kept."""
-    from safetensors.torch import load_file
-
+def checkpoint_of(run: config.Run) -> Ref:
+    """The checkpoint that is scored and exported, as `export.checkpoint` says."""
     uri = checkpoint.uri_of(run)
     ref = checkpoint.choose(uri, run.storage)
     if ref is None:
         raise ResultError(f"run {uri} has no whole checkpoint yet; run `pathryoshka distill` first")
+    if run.export.checkpoint == "best":
+        best = checkpoint.best(uri, run.storage)
+        if best is None:
+            raise ResultError(f"run {uri} has no best checkpoint yet; set export.checkpoint=last")
+        ref = Ref.parse(best["checkpoint"])
+    return ref
+
+
+def final_weights(run: config.Run, scratch: Path, ref: Ref | None = None) -> dict[str, torch.Tensor]:
+    """fp32 weights of student and heads from a checkpoint (none = `checkpoint_of`); the moving average where there is
+    one."""
+    from safetensors.torch import load_file
+
+    uri, ref = checkpoint.uri_of(run), ref or checkpoint_of(run)
     at = checkpoint.fetch(uri, ref, scratch / ref.name, run.storage)
     state = checkpoint.read_state(uri, ref, run.storage)
     weights = engine.full_weights(at, state["zero_stage"])
@@ -72,10 +85,10 @@ def fresh_module(run: config.Run, seed: int) -> Distiller:
     return build_module(run, {name: (f["summary_dim"], f["token_dim"]) for name, f in facts.items()})
 
 
-def trained_module(run: config.Run) -> Distiller:
+def trained_module(run: config.Run, ref: Ref | None = None) -> Distiller:
     module = fresh_module(run, run.train.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        module.load_state_dict(final_weights(run, Path(scratch)), strict=True)
+        module.load_state_dict(final_weights(run, Path(scratch), ref), strict=True)
     return module.eval()
 
 

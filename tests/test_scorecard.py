@@ -28,7 +28,9 @@ def run_on(uri: str, **over: object) -> config.Run:
 @pytest.fixture(scope="module")
 def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("exports")
-    return {name: export(folder / name, name) for name in ("vit", "conv")}
+    for name in ("vit", "conv"):
+        export(folder / name, name)
+    return {name: str(folder / name) for name in ("vit", "conv")}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,8 @@ def test_exports_are_scored_side_by_side_each_at_its_widths(
 def test_what_an_export_has_seen_is_refused_unless_asked_for(tiles: str, tmp_path: Path) -> None:
     salt = b"k" * 32
     seen = Seen(salt, frozenset({keyed(salt, "patient at site", "north\x1fp3")}), np.array([5], np.uint64), 1)
-    where = export(tmp_path / "seen", "vit", seen=seen)
+    where = str(tmp_path / "seen")
+    export(where, "vit", seen=seen)
     with pytest.raises(SeenError, match="distillation saw 1 of 8 patients"):
         score_encoders([where], run_on(tiles), str(tmp_path / "out"))
     scores = score_encoders([where], run_on(tiles, allow_seen=True), str(tmp_path / "out"), say=lambda line: None)

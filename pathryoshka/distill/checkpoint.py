@@ -161,6 +161,16 @@ def fetch(run_uri: str, ref: Ref, to: Path, cfg: config.Storage) -> Path:
     return to
 
 
+def best(run_uri: str, cfg: config.Storage) -> dict[str, Any] | None:
+    """`checkpoint`, the best one's name, and what it is best by: its `loss`, or its `score` in an evaluation."""
+    uri = storage.join(run_uri, "best.json")
+    return storage.read_json(uri, cfg) if storage.exists(uri, cfg) else None
+
+
+def write_best(run_uri: str, best: dict[str, Any], cfg: config.Storage) -> None:
+    storage.write_json(storage.join(run_uri, "best.json"), best, cfg)
+
+
 def prune(run_uri: str, keep: int, best: Ref | None, cfg: config.Storage) -> None:
     """Deletes whole checkpoints but the last `keep` and the best one; leaves alone what is still being written."""
     for ref in complete(run_uri, cfg)[:-keep]:

@@ -140,12 +140,12 @@ class Learner:
         """After rank 0 has uploaded: publish the records, note the best checkpoint of the run, drop the old ones."""
         if self.log:
             self.log.flush()
-        uri, cfg = storage.join(self.entrant.run_uri, "best.json"), self.run.storage
-        best: dict[str, Any] = storage.read_json(uri, cfg) if storage.exists(uri, cfg) else {"loss": math.inf}
-        if loss < best["loss"]:
+        best = checkpoint.best(self.entrant.run_uri, self.run.storage)
+        if not self.run.evaluate.during.every and (best is None or loss < best["loss"]):
             best = {"checkpoint": here.name, "loss": loss}
-            storage.write_json(uri, best, cfg)
-        checkpoint.prune(self.entrant.run_uri, self.run.train.keep, Ref.parse(best["checkpoint"]), cfg)
+            checkpoint.write_best(self.entrant.run_uri, best, self.run.storage)
+        kept = Ref.parse(best["checkpoint"]) if best else None
+        checkpoint.prune(self.entrant.run_uri, self.run.train.keep, kept, self.run.storage)
 
 
 def learning_rate(run: config.Run, presented: int) -> float:
