@@ -14,10 +14,16 @@ from pathryoshka.cli_options import run_options
               "timm:<name> or module:function, instead of the run's; several times")  # fmt: skip
 @click.option("--tiles", multiple=True, metavar="WHERE", help="tile data set, or a CSV of your own tiles: columns "
               "tile, label, patient; instead of evaluate.tiles")  # fmt: skip
+@click.option("--slides", metavar="CSV", help="labels of slides: columns slide, label, patient; slides are scored then")
 @click.option("--to", default="out/evaluation", show_default=True, help="folder or URI, with --encoder")
 @click.pass_context
 def evaluate(
-    context: click.Context, run: config.Run, encoders: tuple[str, ...], tiles: tuple[str, ...], to: str
+    context: click.Context,
+    run: config.Run,
+    encoders: tuple[str, ...],
+    tiles: tuple[str, ...],
+    slides: str | None,
+    to: str,
 ) -> None:
     """Score every width of a run's student beside its teachers, by unseen patient; or any encoders with --encoder."""
     if context.invoked_subcommand:
@@ -27,6 +33,8 @@ def evaluate(
     if tiles:
         found = scorecard.tiles_of_csv(tiles, to, run.storage, click.echo)
         run = config.make_run(config.overlay(run.model_dump(), {"evaluate": {"tiles": found}}))
+    if slides:
+        run = config.make_run(config.overlay(run.model_dump(), {"evaluate": {"slides": slides}}))
     if encoders:
         scores = scorecard.score_encoders(encoders, run, to, say=click.echo)
     else:
@@ -40,7 +48,7 @@ def evaluate(
 @click.argument("first", metavar="[NAME=]RUN[,RUN...]")
 @click.argument("others", nargs=-1, required=True, metavar="[NAME=]RUN[,RUN...]")
 @run_options
-def compare(first: str, others: tuple[str, ...], run: config.Run) -> None:
+def compare(run: config.Run, first: str, others: tuple[str, ...]) -> None:
     """Evaluated runs against others, paired by patient; seeds of one recipe are joined by commas."""
     from pathryoshka.evaluate.across import contrast, lines
     from pathryoshka.scorecard import side

@@ -188,6 +188,7 @@ class During(Section):
 class Evaluate(Section):
     tiles: Names = Field((), description="URIs of labelled tile data sets")
     splits: Names = ()
+    slides: str | None = Field(None, description="CSV of slide labels (slide, label, patient): slides are scored")
     allow_seen: bool = Field(False, description="score patients that distillation saw, and say so")
     folds: int = Field(5, ge=2, description="of cross-validation, where a data set has no split of its own")
     protocols: Names = Field(

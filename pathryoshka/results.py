@@ -185,7 +185,9 @@ def evaluate_run(run: config.Run, *, say: Say = print) -> Scores:
 
 
 def token_maps_of(student: StudentEncoder, run: config.Run, result: Evaluation) -> tuple[TokenMap, ...]:
-    """The student's tokens as colours, of the tiles that stand as queries on the first data set."""
+    """The student's tokens as colours, of the tiles that stand as queries on the first data set; none of slides."""
+    if run.evaluate.slides:
+        return ()
     name, uri = next(iter(result.embedded)), run.evaluate.tiles[0]
     embedded = result.embedded[name]
     rows = {str(embedded.tile_ids[row]): row for row in choose_queries(embedded, NUM_MAPS)}

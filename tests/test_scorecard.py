@@ -41,14 +41,14 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_exports_are_scored_side_by_side_each_at_its_widths(
     students: dict[str, str], tiles: str, tmp_path: Path
 ) -> None:
-    specs = [f"a={students['vit']}", f"b={students['conv']}", "timm:mobilenetv3_small_050"]
+    specs = [f"a={students['vit']}", f"b={students['conv']}", "efficientnet_lite0"]
     said: list[str] = []
     scores = score_encoders(specs, run_on(tiles), str(tmp_path), say=said.append)
-    widths = {e: sorted({r.width for r in scores.rows if r.encoder == e}) for e in ("a", "b", "mobilenetv3_small_050")}
-    assert widths == {"a": [16, 32, 48], "b": [64, 1024], "mobilenetv3_small_050": [1024]}
-    assert {r.kind for r in scores.rows if r.encoder == "mobilenetv3_small_050"} == {"other"}
+    widths = {e: sorted({r.width for r in scores.rows if r.encoder == e}) for e in ("a", "b", "efficientnet_lite0")}
+    assert widths == {"a": [16, 32, 48], "b": [64, 1024], "efficientnet_lite0": [1280]}
+    assert {r.kind for r in scores.rows if r.encoder == "efficientnet_lite0"} == {"other"}
     against = {(d.encoder, d.width, d.other) for d in scores.differences if d.protocol == "linear"}
-    assert {("a", 16, "a"), ("a", 48, "mobilenetv3_small_050"), ("b", 64, "b")} <= against
+    assert {("a", 16, "a"), ("a", 48, "efficientnet_lite0"), ("b", 64, "b")} <= against
     assert Scores.model_validate(json.loads((tmp_path / "scores.json").read_text())) == scores
     with (tmp_path / "scores.csv").open() as file:
         lines = list(csv.DictReader(file))

@@ -18,6 +18,7 @@ from pathryoshka.evaluate.folds import Fold, make_folds
 from pathryoshka.evaluate.pca import pca_of
 from pathryoshka.evaluate.scores import NESTED, PCA, TEACHERS_MEAN, Cost, DataSet, Difference, Kind, Row, Scores
 from pathryoshka.evaluate.scoring import PROTOCOLS, Found
+from pathryoshka.evaluate.slides import Bags, as_slides, missing, slide_labels, with_pooled
 from pathryoshka.evaluate.statistics import Estimate, interval, paired
 from pathryoshka.evaluate.tally import Profile, mean
 from pathryoshka.export.seen import Seen
@@ -84,6 +85,7 @@ def evaluate(
         raise config.ConfigError("evaluate.tiles is empty; name one or more labelled tile data sets")
     names = short_names(cfg.tiles)
     notes = [] if seen else ["What distillation saw is not known, so seen tiles and patients could not be refused."]
+    labelled = slide_labels(cfg.slides, storage) if cfg.slides else None
     kept: dict[str, Embedded] = {}
     sheets: dict[str, Sheet] = {}
     for name, uri in zip(names, cfg.tiles, strict=True):
@@ -91,24 +93,29 @@ def evaluate(
             {c.name: c.encode for c in contenders}, uri, storage, splits=cfg.splits, size=size,
             max_tiles=cfg.max_tiles, batch=batch, keys={c.name: c.key for c in contenders}, keep=keep,
             count=[c.name for c in contenders if c.gflop is None],
+            slides={slide: label for slide, (label, _) in labelled.items()} if labelled else None,
         )  # fmt: skip
         was_seen = False
         for one in seen:
             embedded, found, remarks = without_seen(name, embedded, one, cfg.allow_seen)
             was_seen |= found
             notes += remarks
+        bags = None
+        if labelled:
+            notes += missing(labelled, embedded.slides.tolist(), str(cfg.slides))
+            embedded, bags = as_slides(embedded, labelled)
         folds = make_folds(embedded.labels, embedded.patients, cfg.folds, splits=embedded.splits)
-        facts = describe(name, embedded, folds, is_phantom(uri, storage), was_seen)
+        facts = describe(name, embedded, folds, is_phantom(uri, storage), was_seen, "slide" if bags else "tile")
         notes += [*remarks_on(facts, cfg), *alike_apart(name, embedded, folds)]
-        sheets[name] = score(contenders, widths, embedded, folds, facts, cfg.protocols)
+        sheets[name] = score(contenders, widths, embedded, folds, facts, cfg.protocols, bags)
         reach = max((width for other, width in sheets[name].found if other == PCA), default=0)
         if reach < widths[-1] and any(c.kind == "teacher" for c in contenders):
             notes.append(
                 f"PCA of the teachers ends at width {reach} on {name}: its training tiles span no further one."
             )
-        kept[name] = embedded
+        kept[name] = embedded if bags is None else with_pooled(embedded, bags)
         say(
-            f"scored {name}: {facts.num_scored} tiles of {facts.num_groups} {facts.unit}s, "
+            f"scored {name}: {facts.num_scored} {facts.thing}s of {facts.num_groups} {facts.unit}s, "
             f"{len(sheets[name].found)} encoders and widths"
         )
     first = kept[names[0]]
@@ -140,8 +147,9 @@ def score(
     folds: Sequence[Fold],
     facts: DataSet,
     protocols: Sequence[str],
+    bags: Bags | None = None,
 ) -> Sheet:
-    """Every contender at every width it is cut to, by every protocol."""
+    """Every contender at every width it is cut to, by every protocol; of slides where `bags` says whose tiles are."""
     task = scoring.make_task(embedded.labels, embedded.patients, folds, embedded.restained_rows)
     sheet = Sheet(facts, tuple(task.group_names[g] for g in task.scored_groups))
     for contender in contenders:
@@ -151,9 +159,12 @@ def score(
         if x_ND.shape[1] < asked[-1]:
             raise EmbedError(f"{contender.name} gives {x_ND.shape[1]} numbers, so it has no width {asked[-1]}")
         for width in asked:
-            anew = scoring.cut(embedded.restained[contender.name], width)
-            sheet.found[contender.name, width] = scoring.score(task, scoring.cut(x_ND, width), protocols, anew)
+            cut, anew = scoring.cut(x_ND, width), scoring.cut(embedded.restained[contender.name], width)
+            rows, tiles = (cut, None) if bags is None else (scoring.normalise(bags.pooled(cut)), (cut, bags.numbers))
+            sheet.found[contender.name, width] = scoring.score(task, rows, protocols, restained=anew, tiles=tiles)
     teachers = [embedded.vectors[c.name] for c in contenders if c.kind == "teacher"]
+    if teachers and bags is not None:
+        teachers = [bags.pooled(scoring.normalise(x_ND)) for x_ND in teachers]
     if teachers:
         sheet.kinds[PCA] = "pca"
         parts = [pca_of(teachers, fold.fit, widths[-1]) for fold in folds]

@@ -44,17 +44,20 @@ def without_seen(name: str, embedded: Embedded, seen: Seen, allow: bool) -> tupl
     )
 
 
-def describe(name: str, embedded: Embedded, folds: Sequence[Fold], phantom: bool, seen: bool) -> DataSet:
+def describe(
+    name: str, embedded: Embedded, folds: Sequence[Fold], phantom: bool, seen: bool, thing: str = "tile"
+) -> DataSet:
     num_groups = len(set(embedded.patients))
     unit = "patient"
     if num_groups == len(embedded):
-        unit = "tile"
+        unit = thing
     elif (embedded.patients == embedded.slides).all():
         unit = "slide"
     return DataSet(
         name=name,
         labels=dict(sorted(Counter(embedded.labels.tolist()).items())),
         unit=unit,
+        thing=thing,
         num_tiles=len(embedded),
         num_groups=num_groups,
         num_folds=len(folds),
@@ -73,8 +76,8 @@ def remarks_on(facts: DataSet, cfg: config.Evaluate) -> list[str]:
                      "the student is worth on patients.")  # fmt: skip
     if facts.num_groups < FEW_GROUPS:
         notes.append(f"{facts.name} has only {facts.num_groups} {facts.unit}s; its intervals are rough.")
-    if facts.unit == "tile" and facts.num_tiles < 200:
-        notes.append(f"{facts.name} has only {facts.num_tiles} tiles; differences of some points are noise.")
+    if facts.unit == facts.thing and facts.num_tiles < 200:
+        notes.append(f"{facts.name} has only {facts.num_tiles} {facts.thing}s; differences of some points are noise.")
     if 1 < facts.num_folds < cfg.folds:
         notes.append(f"{facts.name} has {facts.num_folds} folds, as its rarest class has no more {facts.unit}s.")
     if facts.num_failed:

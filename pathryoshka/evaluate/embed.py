@@ -98,6 +98,7 @@ def embed_tiles(
     keys: Mapping[str, str] | None = None,
     keep: str | None = None,
     count: Sequence[str] = (),
+    slides: Mapping[str, str] | None = None,
 ) -> Embedded:
     """Embeds the identity views of the labelled tiles of `splits`.
 
@@ -108,12 +109,15 @@ def embed_tiles(
         size: side of the views in pixels, as in distillation; teachers resize further as they like.
         keys: encoder -> digest of all that it computes from. keep: folder or URI in which the vectors of these are kept
             and looked for. count: encoders whose GFLOP are to be counted.
+        slides: label of each slide, for data whose tiles have none: then every tile of these slides is taken.
 
     Raises:
         ShardError: no data set, no such split.
         EmbedError: no labelled tile that can be read, or vectors that are not finite or not one a tile.
     """
-    ids, num_rows = labelled_ids(uri, storage, splits)
+    ids, num_rows = labelled_ids(uri, storage, splits, slides)
+    if not ids and slides is not None:
+        raise EmbedError(f"{uri} has no tile of the {len(slides)} labelled slides; do their names agree?")
     if not ids:
         raise EmbedError(f"no tile of {uri} has a label; import the tiles in folders named by class or with a CSV")
     chosen = choose_tiles(list(ids), max_tiles)
@@ -143,7 +147,7 @@ def embed_tiles(
         slides=np.array(columns[1]),
         patients=np.array(columns[2]),
         sites=np.array(columns[3]),
-        labels=np.array(columns[4]),
+        labels=np.array([slides[slide] for slide in columns[1]] if slides is not None else columns[4]),
         splits=np.array([split or "" for split in columns[5]]),
         hashes=np.array(columns[6], np.uint64),
         thumbs=columns[7],
@@ -199,13 +203,17 @@ def vectors_of(
     return np.stack(found)  # type: ignore[arg-type]
 
 
-def labelled_ids(uri: str, storage: config.Storage, splits: Sequence[str]) -> tuple[dict[str, str | None], int]:
+def labelled_ids(
+    uri: str, storage: config.Storage, splits: Sequence[str], slides: Mapping[str, str] | None = None
+) -> tuple[dict[str, str | None], int]:
     """Split of each tile with a label, by its id, and the number of all tiles."""
     ids: dict[str, str | None] = {}
     num_rows = 0
-    for table in iter_tiles(uri, storage, splits, ("tile_id", "label", "split")):
+    for table in iter_tiles(uri, storage, splits, ("tile_id", "slide_id", "label", "split")):
         num_rows += table.num_rows
-        ids |= {row["tile_id"]: row["split"] for row in table.to_pylist() if row["label"]}
+        for row in table.to_pylist():
+            if row["slide_id"] in slides if slides is not None else row["label"]:
+                ids[row["tile_id"]] = row["split"]
     return ids, num_rows
 
 

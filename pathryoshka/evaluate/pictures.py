@@ -67,7 +67,9 @@ def score_figure(scores: Scores, dataset: DataSet, *, narrow: bool = False, alon
             ax.set_title(PROBE_NAMES[probe], loc="left", color=light("ink"), fontsize=11.5, fontweight="bold")
         if alone:
             note = " (PHANTOM tissue, drawn by a program)" if dataset.phantom else ""
-            title = f"{dataset.name}{note}: {dataset.num_tiles} tiles of {dataset.num_groups} {dataset.unit}s"
+            title = (
+                f"{dataset.name}{note}: {dataset.num_tiles} {dataset.thing}s of {dataset.num_groups} {dataset.unit}s"
+            )
             axes[0].set_title(title, loc="left", color=light("ink"), fontsize=11)
         for ax in axes if narrow else axes[:1]:
             ax.set_ylabel(f"balanced accuracy, unseen {dataset.unit}s", color=light("faint"))

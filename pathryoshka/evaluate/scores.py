@@ -58,7 +58,8 @@ class Difference(Frozen):
 
 
 class DataSet(Frozen):
-    """What was scored on. `unit`: what is drawn and split as a whole; `labels`: tiles of each class.
+    """What was scored on. `unit`: what is drawn and split as a whole; `thing`: what has a label, a tile or a slide;
+    `labels`: of these in each class; `num_tiles` counts them.
 
     `num_folds`: of the cross-validation; 1 where the data set's own split was used. `num_scored`: tiles that are in a
     test part, all of them in cross-validation.
@@ -73,6 +74,7 @@ class DataSet(Frozen):
     num_scored: int
     num_unlabelled: int
     num_failed: int
+    thing: str = "tile"
     phantom: bool = False
     seen: bool = False
 

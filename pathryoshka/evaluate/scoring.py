@@ -50,6 +50,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "retrieval/majority@5": Protocol("five hits", "share of queries of whose five nearest most are of their class"),
     "retrieval/map": Protocol("mean average precision", "of a search for the query's class among other units"),
     "clustering": Protocol("clustering", "adjusted Rand index of k-means", share=False),
+    "attention": Protocol("attention", f"{BALANCED} of slides by gated attention over their tiles"),
     "stain/found": Protocol("stained anew", "share of tiles that a search with the same tile in other stains finds"),
     "stain/cosine": Protocol("stain cosine", "mean cosine of a tile and itself in other stains", share=False),
 }
@@ -132,11 +133,19 @@ def make_task(
     return Task(labels, codes, tuple(names.tolist()), tuple(folds), draw_supports(labels, codes, folds), rows)
 
 
-def score(task: Task, x_ND: np.ndarray, protocols: Sequence[str], restained: np.ndarray | None = None) -> Found:
+def score(
+    task: Task,
+    x_ND: np.ndarray,
+    protocols: Sequence[str],
+    *,
+    restained: np.ndarray | None = None,
+    tiles: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Found:
     """Every family of protocols on rows of length 1 (see `cut`).
 
     Args:
         restained: [n, D] rows of length 1: the tiles `task.restained` in other stains.
+        tiles: where rows are slides: [M, D] rows of length 1 of their tiles, and [M] the number of each tile's slide.
 
     Raises:
         ConfigError: a family that does not exist. ProtocolError: rows that cannot be scored.
@@ -145,6 +154,10 @@ def score(task: Task, x_ND: np.ndarray, protocols: Sequence[str], restained: np.
     if restained is not None and len(restained):
         stain = stain_stability(x_ND, restained, task.restained, task.groups)
         answers.tallies.update({"stain/found": stain.found, "stain/cosine": stain.cosine})
+    if tiles is not None:
+        from pathryoshka.evaluate.protocols.mil import slide_labels  # torch, which nothing else here needs
+
+        enter(task, "attention", slide_labels(*tiles, task.labels, task.groups, task.folds).slides, answers)
     return found_of(task, answers)
 
 

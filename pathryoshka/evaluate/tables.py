@@ -23,9 +23,14 @@ def data_set_part(scores: Scores, dataset: DataSet) -> str:
     marks = (("PHANTOM", dataset.phantom), ("SEEN", dataset.seen))
     tags = "".join(f'<span class="tag">{tag}</span>' for tag, on in marks if on)
     classes = ", ".join(f"{escape(label)} {n}" for label, n in dataset.labels.items())
-    units = "each a unit of its own" if dataset.unit == "tile" else f"of {plural(dataset.num_groups, dataset.unit)}"
+    units = (
+        "each a unit of its own" if dataset.unit == dataset.thing else f"of {plural(dataset.num_groups, dataset.unit)}"
+    )
+    how = f"{dataset.num_folds}-fold cross-validation split by {dataset.unit}"
+    if dataset.num_folds == 1:
+        how = f"the data set's own split, {dataset.num_scored:,} {dataset.thing}s scored"
     caption = (
-        f"Balanced accuracy, {dataset.num_folds}-fold cross-validation split by {dataset.unit}; band and bars: 95 % "
+        f"Balanced accuracy, {how}; band and bars: 95 % "
         f"interval over {dataset.unit}s. Horizontal lines: teachers, with all their numbers."
     )
     name = "".join(c if c.isalnum() else "-" for c in dataset.name)
@@ -34,7 +39,7 @@ def data_set_part(scores: Scores, dataset: DataSet) -> str:
     linear, knn = (score_table(scores, dataset, probe) for probe in PROBE_NAMES)
     return (
         f"<h3>{escape(dataset.name)}{tags}</h3>\n"
-        f'<p class="faint">{plural(dataset.num_tiles, "tile")} {units}: {classes}</p>\n'
+        f'<p class="faint">{plural(dataset.num_tiles, dataset.thing)} {units}: {classes}</p>\n'
         f"{drawing(wide, narrow, caption, says)}\n{linear}\n{difference_table(scores, dataset)}\n"
         f"<details><summary>The same by nearest neighbours</summary>{knn}</details>"
     )
