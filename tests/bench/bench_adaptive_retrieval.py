@@ -9,7 +9,7 @@ real        embeddings of tiles of real tissue by EfficientNet-Lite0 (1,280 numb
             nested: they are rotated to their principal directions, so that the first numbers carry most, and cut to
             384. About a thousand tiles are repeated to a million, each time with other noise, a third as large as the
             tiles differ among themselves and with their covariance: an archive where everything has near-duplicates.
-            Needs PATHRYOSHKA_REAL_DATA (its `tiles/*/*.jp*g`) and the extra `teachers`; is left out, loudly, without.
+            Needs PATHRYOSHKA_REAL_DATA (the JPEGs below its `tiles`) and the extra `teachers`; is left out, loudly, without.
 
 Goal: at least 5 times the speed wherever recall@10 is at least .98; a set with less recall counts as no speed at all.
 """
@@ -66,7 +66,7 @@ def simulated(width: int, num: int) -> tuple[Archive, np.ndarray]:
 def tiles(folder: Path) -> list[np.ndarray]:
     """uint8 [224, 224, 3] each."""
     out = []
-    for path in sorted(folder.glob("*/*.jp*g")):
+    for path in sorted(folder.rglob("*.jp*g")):
         image = np.asarray(Image.open(path).convert("RGB"))
         bottom, right = image.shape[0] - 224, image.shape[1] - 224
         corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)][: CROPS if min(bottom, right) >= 224 else 1]
