@@ -9,5 +9,6 @@ group), so that intervals are one function for all of them. `rows` holds what th
     clustering   k-means, adjusted Rand index         calibration  expected calibration error of probabilities
     ridge        gene expression (HEST)               mil          slides by gated attention (torch)
     segment      tokens against masks                 robustness   centres (PathoROB), scanners and stains (PLISM)
+    stain        the same tile, stained anew
     adaptive     short-list on few numbers, re-rank on all: how nested embeddings are searched
 """
