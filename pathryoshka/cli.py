@@ -21,6 +21,7 @@ import click
 import yaml
 
 from pathryoshka import __version__, config
+from pathryoshka.cli_ablate import ablate
 from pathryoshka.cli_evaluate import evaluate
 from pathryoshka.cli_options import FAILED, INTERRUPTED, WRONG_USAGE, InOrder, run_options
 from pathryoshka.cli_store import store
@@ -80,6 +81,7 @@ cli.add_command(sweep)
 
 
 cli.add_command(evaluate)
+cli.add_command(ablate)
 cli.add_command(widths)
 
 

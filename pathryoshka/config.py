@@ -126,8 +126,8 @@ class Student(Section):
 
 
 class Loss(Section):
-    summary: Literal["angle", "cosine", "mse", "smooth_l1_mix", "spectrum"] = "angle"
-    tokens: Literal["mse", "cosine", "smooth_l1_mix", "spectrum"] = "mse"
+    summary: Literal["angle", "cosine", "mse", "l1", "smooth_l1_mix", "smooth_l1_half", "spectrum"] = "angle"
+    tokens: Literal["mse", "cosine", "l1", "smooth_l1_mix", "smooth_l1_half", "spectrum"] = "mse"
     weights: dict[str, float] = Field(default_factory=dict, description="weight a teacher; 1 where not named")
     kinds: dict[Literal["summary", "tokens"], float] = {"summary": 1.0, "tokens": 1.0}
     widths: dict[int, float] = Field(default_factory=dict, description="weight a width; 1 where not named")

@@ -163,20 +163,23 @@ def seen_by(run: config.Run) -> Seen:
     return seen
 
 
-def evaluate_run(run: config.Run, *, say: Say = print) -> Scores:
+def evaluate_run(run: config.Run, *, seen: Seen | None = None, alone: bool = False, say: Say = print) -> Scores:
     """Scores every width on `evaluate.tiles`; writes scores and all that lies behind them beside the run.
+
+    Args:
+        seen: what distillation saw, where it is known already. alone: the student without those it is compared with.
 
     Raises:
         SeenError: tiles or patients that distillation saw, unless `evaluate.allow_seen`.
     """
     student = trained_module(run).student
     result = evaluate(
-        contenders_of(run, student),
+        contenders_of(run, student)[: 1 if alone else None],
         run.student.widths,
         run.evaluate,
         run.storage,
         size=run.views.size,
-        seen=(seen_by(run),),
+        seen=(seen or seen_by(run),),
         keep=kept_in(run),
         say=say,
     )

@@ -12,6 +12,7 @@ import torch
 
 from pathryoshka import config
 from pathryoshka.distill.losses import (
+    BY_NAME,
     EPS,
     angle,
     choose_widths,
@@ -268,3 +269,13 @@ def test_widths_of_a_step() -> None:
     assert all(len(w) == 3 and w[-1] == 768 and all(a < b for a, b in pairwise(w)) for w in drawn)
     share = [np.mean([width in w for w in drawn]) for width in widths[:-1]]
     np.testing.assert_allclose(share, 0.5, atol=0.05)
+
+
+def test_l1_and_half_and_half_are_what_they_are_called() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 4, 6, generator=generator)
+    torch.testing.assert_close(BY_NAME["l1"](x, y), (x - y).abs().mean(-1))
+    cos = torch.nn.functional.cosine_similarity(x, y, dim=-1)
+    smooth = torch.nn.functional.smooth_l1_loss(x, y, reduction="none").mean(-1)
+    torch.testing.assert_close(BY_NAME["smooth_l1_half"](x, y), 0.5 * (1 - cos) + 0.5 * smooth)
+    torch.testing.assert_close(BY_NAME["smooth_l1_mix"](x, y), 0.9 * (1 - cos) + 0.1 * smooth)

@@ -6,7 +6,9 @@ predictor of the mean: they read as the fraction unexplained. The others have no
   mse            mean over channels of (x - y)**2; with PHI-S the fraction of variance unexplained
   angle          T(x, y)**2 / E[T(y, mean direction)**2], T the angle between them (C-RADIOv4)
   cosine         1 - cos(x, y)
+  l1             mean over channels of |x - y| (LiteFM)
   smooth_l1_mix  0.9 (1 - cos) + 0.1 smooth L1 (AM-RADIO)
+  smooth_l1_half the same halves and halves (UNIC, DUNE)
   spectrum       sum_k (e_k + eps)**(1/3), e_k the batch's mean squared error along direction k (SpecMatch)
   relation       squared error of the cosine similarities of all pairs of views in the batch
 
@@ -20,6 +22,7 @@ Letters: B views, N tokens, D channels, T teachers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -137,16 +140,23 @@ def mse(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (x - y).square().mean(-1)
 
 
-def smooth_l1_mix(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def l1(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x - y).abs().mean(-1)
+
+
+def smooth_l1_mix(x: torch.Tensor, y: torch.Tensor, share: float = 0.1) -> torch.Tensor:
+    """(1 - share) of the cosine distance and `share` of smooth L1."""
     smooth = torch.nn.functional.smooth_l1_loss(x, y, reduction="none").mean(-1)
-    return 0.9 * cosine(x, y) + 0.1 * smooth
+    return (1 - share) * cosine(x, y) + share * smooth
 
 
 BY_NAME: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "angle": angle,
     "cosine": cosine,
     "mse": mse,
+    "l1": l1,
     "smooth_l1_mix": smooth_l1_mix,
+    "smooth_l1_half": partial(smooth_l1_mix, share=0.5),
 }
 
 

@@ -1,0 +1,1 @@
+"""ablate: twins of one run, trained on the same views from one filling of the store, and what sets them apart"""
