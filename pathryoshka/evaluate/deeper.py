@@ -13,6 +13,11 @@ from pathryoshka.evaluate.statistics import Estimate, over_benchmarks
 from pathryoshka.evaluate.tables import points, with_interval
 from pathryoshka.page import table
 
+DRAWN = ("linear", "knn")
+"""Protocols that stand in the figures and their tables."""
+NOT_A_SCORE = ("stain/cosine",)
+"""Says something about an embedding, but more of it is not better."""
+
 
 def over_data_sets(scores: Scores) -> list[str]:
     """Mean and median over data sets of what the student's full width gains or loses; nothing for a single one."""
@@ -20,28 +25,35 @@ def over_data_sets(scores: Scores) -> list[str]:
         return []
     student = scores.names("student")[0] if scores.names("student") else ""
     full = max((r.width for r in scores.rows if r.encoder == student), default=0)
-    rows = []
-    for protocol in dict.fromkeys(d.protocol for d in scores.differences):
+    first: list[tuple[str, list[str]]] = []
+    more: list[tuple[str, list[str]]] = []
+    for protocol in dict.fromkeys(d.protocol for d in scores.differences if d.protocol not in NOT_A_SCORE):
         mine = [d for d in scores.differences if (d.protocol, d.encoder, d.width) == (protocol, student, full)]
         for other in (TEACHERS_MEAN, PCA, *scores.names("start"), *scores.names("random")):
             some = [d for d in mine if d.other == other]
             if len(some) == len(scores.datasets):
                 found = over_benchmarks([estimate(d) for d in some])
-                cells = [escape(PROTOCOLS[protocol].title), escape(other), span(found.mean), span(found.median)]
-                rows.append(("", cells))
-    if not rows:
+                sign = 1 if PROTOCOLS[protocol].higher_is_better else -1
+                spans = [span(found.mean, sign), span(found.median, sign)]
+                (first if protocol in DRAWN else more).append(
+                    ("", [escape(PROTOCOLS[protocol].title), escape(other), *spans])
+                )
+    if not first:
         return []
     head = ["protocol", "all numbers against", "mean, points", "median, points"]
     caption = f"Over {len(scores.datasets)} data sets; 95 % intervals over their units, for these data sets."
-    return ["<h2>Over all data sets</h2>", table(head, rows, caption)]
+    others = f"<details><summary>The other protocols</summary>{table(head, more)}</details>" if more else ""
+    return ["<h2>Over all data sets</h2>", table(head, first, caption), others]
 
 
 def estimate(d: Difference) -> Estimate:
     return Estimate(d.value, d.low, d.high, d.error, d.freedom)
 
 
-def span(found: Estimate) -> str:
-    css = "better" if found.low > 0 else "worse" if found.high < 0 else "unclear"
+def span(found: Estimate, sign: int) -> str:
+    """`sign`: 1 where more is better, else -1."""
+    clear = 1 if found.low > 0 else -1 if found.high < 0 else 0
+    css = {1: "better", -1: "worse", 0: "unclear"}[sign * clear]
     value = f"{points(found.value)} <small>[{points(found.low)} to {points(found.high)}]</small>"
     return f'{value} <span class="{css}">{css}</span>'
 
@@ -49,7 +61,7 @@ def span(found: Estimate) -> str:
 def protocols_table(scores: Scores, dataset: DataSet) -> str:
     """Every protocol but the two that are drawn: encoders at their largest width, and students at their smallest."""
     rows = [r for r in scores.rows if r.dataset == dataset.name]
-    protocols = [p for p in dict.fromkeys(r.protocol for r in rows) if p not in ("linear", "knn")]
+    protocols = [p for p in dict.fromkeys(r.protocol for r in rows) if p not in DRAWN]
     if not protocols:
         return ""
     shown: dict[tuple[str, int], dict[str, Row]] = {}
@@ -133,9 +145,9 @@ def token_part(details: Details) -> list[str]:
         parts = [f'<img src="data:image/jpeg;base64,{m.jpeg}" alt="{says}" title="{says}">']
         parts += [
             f'<img src="data:image/png;base64,{png}" alt="{says}: its tokens at {width} numbers as colours">'
-            for width, png in m.maps.items()
+            for width, png in sorted(m.maps.items())
         ]
-        widths = " | ".join(map(str, m.maps))
+        widths = " | ".join(map(str, sorted(m.maps)))
         shown.append(
             f'<figure class="tokens">{"".join(parts)}<figcaption>{escape(m.label)} | {widths}</figcaption></figure>'
         )

@@ -61,6 +61,8 @@ def price_figure(scores: Scores, *, narrow: bool = False) -> Figure | None:
         ax.set_xscale("log")
         low, high = ax.get_xlim()
         ax.set_xlim(low / 1.6, high * 1.6)
+        ticks = [n * 10.0**e for e in range(-4, 13) for n in (1, 2, 5)]
+        ax.set_xticks([tick for tick in ticks if low / 1.6 <= tick <= high * 1.6])
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if by_flop else thousands(v)))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))

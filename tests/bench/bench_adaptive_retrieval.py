@@ -9,7 +9,7 @@ real        embeddings of tiles of real tissue by EfficientNet-Lite0 (1,280 numb
             nested: they are rotated to their principal directions, so that the first numbers carry most, and cut to
             384. About a thousand tiles are repeated to a million, each time with other noise, a third as large as the
             tiles differ among themselves and with their covariance: an archive where everything has near-duplicates.
-            Needs PATHRYOSHKA_REAL_DATA (the JPEGs below its `tiles`) and the extra `teachers`; left out, loudly, if not.
+            Needs PATHRYOSHKA_REAL_DATA (the JPEGs below its `tiles`) and the extra `teachers`; else left out, loudly.
 
 Goal: at least 5 times the speed wherever recall@10 is at least .98; a set with less recall counts as no speed at all.
 """
