@@ -22,6 +22,7 @@ import yaml
 
 from pathryoshka import __version__, config
 from pathryoshka.cli_ablate import ablate
+from pathryoshka.cli_datasets import datasets
 from pathryoshka.cli_evaluate import evaluate
 from pathryoshka.cli_options import FAILED, INTERRUPTED, WRONG_USAGE, InOrder, run_options
 from pathryoshka.cli_store import store
@@ -80,6 +81,7 @@ def distill(run: config.Run, rehearse: bool, allow_change: tuple[str, ...]) -> N
 cli.add_command(sweep)
 
 
+cli.add_command(datasets)
 cli.add_command(evaluate)
 cli.add_command(ablate)
 cli.add_command(widths)
