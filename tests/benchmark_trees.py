@@ -60,9 +60,10 @@ def breakhis(root: Path) -> dict[str, int]:
     for kind, types in names.items():
         for c, name in enumerate(types):
             for p in range(2):
-                slide = f"SOB_{kind[0].upper()}_{name}_14-{22549 + 10 * c + p}{'AB' if p else ''}"
+                patient = f"{22549 + 100 * (kind == 'malignant') + 10 * c + p}{'AB' if p else ''}"
+                slide = f"SOB_{kind[0].upper()}_{name}_14-{patient}"
                 for zoom in ("40X", "100X"):
-                    stem = f"SOB_{kind[0].upper()}_{name}-14-{22549 + 10 * c + p}{'AB' if p else ''}-{zoom[:-1]}-001"
+                    stem = f"SOB_{kind[0].upper()}_{name}-14-{patient}-{zoom[:-1]}-001"
                     save(base / kind / "SOB" / words[name] / slide / zoom / f"{stem}.png", 5 * c + p)
     return {"all": 16}
 
@@ -141,9 +142,8 @@ def camelyon17_wilds(root: Path) -> dict[str, int]:
         name = f"patches/patient_{patient}_node_{node}/patch_patient_{patient}_node_{node}_x_{96 * i}_y_96.png"
         save(root / name, i, 96)
         rows.append((i, patient, node, 96 * i, 96, (i // 5) % 2, 10 * centre + node, centre, 0))
-    table(
-        root / "metadata.csv", ("", "patient", "node", "x_coord", "y_coord", "tumor", "slide", "center", "split"), rows
-    )
+    head = ("", "patient", "node", "x_coord", "y_coord", "tumor", "slide", "center", "split")
+    table(root / "metadata.csv", head, rows)
     return {"train": 12, "val": 4, "test": 4}
 
 
