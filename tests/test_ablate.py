@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from pathryoshka import config
+from pathryoshka.ablate.report import render
 from pathryoshka.ablate.run import run_ablation, scored
 from pathryoshka.ablate.table import as_csv, as_lines, as_tree, conclude
 from pathryoshka.ablate.twins import Ablate, load_ablation, runs_of, twins
@@ -132,6 +133,18 @@ def test_questions_are_answered_by_name() -> None:
     assert "not trained: x-s0: why" in said and "better; seeds alone" in said
     assert json.loads(json.dumps(as_tree(found)))["failed"] == {"x-s0": "why"}
     assert len(as_csv(found).splitlines()) == 1 + len(levels) * 2 * 2 * 2
+
+
+def test_the_page_answers_in_its_first_sentence_and_names_what_failed() -> None:
+    levels = {"all": 0.8, "only-t0": 0.7, "only-t1": 0.76, "only-t2": 0.72, "flat": 0.81}
+    found = conclude(
+        {n: side(n, level) for n, level in levels.items()}, ["t0", "t1", "t2"], (8, 64), {"raw-s0": "<why>"}
+    )
+    html = render("twins", found, {"all": "all teachers", "flat": "full width only"})
+    lead = html.split('class="lead">')[1].split("</p>")[0]
+    assert "All teachers against the median single-teacher twin, 64 numbers" in lead and "better" in lead
+    assert html.count("<svg") == 4 and "raw-s0: &lt;why&gt;" in html
+    assert "http" not in html.split("</style>")[1].replace("http://www.w3.org", "")
 
 
 def test_one_seed_and_no_single_teacher_leave_questions_out() -> None:
