@@ -3,6 +3,7 @@
 The house, in the order in which a tile walks through it::
 
     config      the one typed tree of a run          recipes     named trees: demo, debug, paper_b, paper_s
+    published   distillation recipes of others, as a few lines over any run
     changes     what may differ under one run name   devices     what a run asks of a cluster
     parquet     files read by row group, checksums looked at
     storage     the only room that knows URLs, with retry (what is tried again, errors in words), s3client,
@@ -14,13 +15,17 @@ The house, in the order in which a tile walks through it::
     features/   the one table of vectors; the store of teacher features: recipe, coverage, reader, budget, upkeep
     student/    the small encoder and its heads
     distill/    the stream, losses, the step, DeepSpeed, checkpoints, the loop of a worker
-    evaluate/   one embedding pass, probes, the report
+    benchmarks/ public data sets: rows of facts, readers by layout, check, convert, fetch
+    evaluate/   one embedding pass, kept; folds; protocols/ on every width; scores as sums a group (tally), intervals
+                (statistics); runs against runs (across); the report
     export/     a folder that plain timm loads; load()
     inputs      what the stream of a run is made of
     driver      lease + pools + stream + training, wired once; job runs it, after a rehearsal where the run is long
     shelving    the same for filling a feature store
     results     from weights to scores, report and export: where distillation, evaluation and export meet
+    scorecard   the same scores for any encoders without a run       during      checkpoints scored beside training
     sweep/      many runs of one base: space, trial, drive, board, run, together (lock-step); record, report; widths
+    ablate/     twins of one run on the same views: single teachers, no nesting, published recipes; what sets them apart
     demo        all of it at demo size               metrics     what is logged, and where to
     cli         verbs, no logic                      doctor      what is missing on this machine
 
