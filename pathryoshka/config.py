@@ -195,6 +195,8 @@ class Evaluate(Section):
         ("linear", "knn", "few_shot", "retrieval", "clustering"), description="how embeddings are scored"
     )
     keep: str | None = Field(None, description="where embeddings are kept; none = <storage.root>/_embeddings")
+    replicas: int = Field(0, ge=0, description="actors of each encoder on the cluster; 0 = in this process")
+    num_gpus: float = Field(0, ge=0, description="of each of these actors")
     during: During = During()
     max_tiles: int = Field(20_000, ge=1)
 

@@ -5,13 +5,14 @@ The one place where distillation, evaluation and export meet.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pathryoshka.distill.model import Distiller, build_module
 from pathryoshka.evaluate.compare import Evaluation, evaluate
 from pathryoshka.evaluate.contenders import Contender, lazily
 from pathryoshka.evaluate.details import Details, details_of
-from pathryoshka.evaluate.embed import batches
+from pathryoshka.evaluate.embed import Encode, batches
 from pathryoshka.evaluate.neighbours import choose_queries, nearest
 from pathryoshka.evaluate.record import write_predictions, write_profiles
 from pathryoshka.evaluate.report import Story, write_report
@@ -35,6 +36,7 @@ from pathryoshka.export.seen import Seen, collect_seen, merge, seen_from_bytes, 
 from pathryoshka.export.verify import verify
 from pathryoshka.export.write import NUM_GOLDEN, write_export
 from pathryoshka.metrics import read_metrics
+from pathryoshka.session import ray_session
 from pathryoshka.student.encoder import StudentEncoder
 from pathryoshka.teachers import standardize
 from pathryoshka.teachers.encoder import load_encoder
@@ -43,6 +45,7 @@ from pathryoshka.teachers.standardize import Standardiser
 from pathryoshka.tiles.phantom import LABELS, phantom_tile
 
 Say = Callable[[str], None]
+Seat = Callable[[Callable[[], Encode]], Encode]
 NUM_MAPS = 6
 
 
@@ -121,9 +124,13 @@ def encode_with(student: StudentEncoder, device: str) -> Callable[[np.ndarray], 
     return encode
 
 
-def contenders_of(run: config.Run, trained: StudentEncoder) -> list[Contender]:
-    """The student, the weights it started from, weights that never learned, and each teacher (loaded when asked)."""
-    device = device_of(run)
+def contenders_of(run: config.Run, trained: StudentEncoder, seat: Seat = lazily) -> list[Contender]:
+    """The student, the weights it started from, weights that never learned, and each teacher (loaded when asked).
+
+    Args:
+        seat: makes an encoder of what loads it: in this process, or as actors.
+    """
+    device = "cuda" if run.evaluate.num_gpus else device_of(run)
     students = {
         "student": trained,
         "start": fresh_module(run, run.train.seed).student,
@@ -131,15 +138,28 @@ def contenders_of(run: config.Run, trained: StudentEncoder) -> list[Contender]:
     }
     gflop = trained.gflops()
     out = [
-        Contender(k, k, encode_with(s, device), s.num_params, gflop, sha256_of(s))  # type: ignore[arg-type]
+        Contender(k, k, seat(functools.partial(encode_with, s, device)), s.num_params, gflop, sha256_of(s))  # type: ignore[arg-type]
         for k, s in students.items()
     ]
     facts = teacher_facts(run)
     for name, teacher in run.teachers.models.items():
         load = functools.partial(load_encoder, name, teacher, trained.grid, device, run.storage)
         key = digest_of(facts[name]["fingerprint"])
-        out.append(Contender(name, "teacher", lazily(load), facts[name]["num_params"], None, key))
+        out.append(Contender(name, "teacher", seat(load), facts[name]["num_params"], None, key))
     return out
+
+
+@contextlib.contextmanager
+def seats(run: config.Run) -> Iterator[Seat]:
+    """How encoders are run: `evaluate.replicas` actors of each on a Ray session, or in this process."""
+    if not run.evaluate.replicas:
+        yield lazily
+        return
+    from pathryoshka.evaluate.spread import spreading
+
+    count, gpus = run.evaluate.replicas, run.evaluate.num_gpus
+    with ray_session(0 if gpus else count * (3 + len(run.teachers.models))), spreading(count, gpus) as seat:
+        yield seat
 
 
 def digest_of(tree: Any) -> str:
@@ -173,16 +193,17 @@ def evaluate_run(run: config.Run, *, seen: Seen | None = None, alone: bool = Fal
         SeenError: tiles or patients that distillation saw, unless `evaluate.allow_seen`.
     """
     student = trained_module(run).student
-    result = evaluate(
-        contenders_of(run, student)[: 1 if alone else None],
-        run.student.widths,
-        run.evaluate,
-        run.storage,
-        size=run.views.size,
-        seen=(seen or seen_by(run),),
-        keep=kept_in(run),
-        say=say,
-    )
+    with seats(run) as seat:
+        result = evaluate(
+            contenders_of(run, student, seat)[: 1 if alone else None],
+            run.student.widths,
+            run.evaluate,
+            run.storage,
+            size=run.views.size,
+            seen=(seen or seen_by(run),),
+            keep=kept_in(run),
+            say=say,
+        )
     keep_evaluation(result, checkpoint.uri_of(run), run.storage, token_maps_of(student, run, result))
     return result.scores
 

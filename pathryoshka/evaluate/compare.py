@@ -92,7 +92,7 @@ def evaluate(
         embedded = embed_tiles(
             {c.name: c.encode for c in contenders}, uri, storage, splits=cfg.splits, size=size,
             max_tiles=cfg.max_tiles, batch=batch, keys={c.name: c.key for c in contenders}, keep=keep,
-            count=[c.name for c in contenders if c.gflop is None],
+            count=[c.name for c in contenders if c.gflop is None], at_once=max(1, cfg.replicas),
             slides={slide: label for slide, (label, _) in labelled.items()} if labelled else None,
         )  # fmt: skip
         was_seen = False

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,6 +100,7 @@ def embed_tiles(
     keep: str | None = None,
     count: Sequence[str] = (),
     slides: Mapping[str, str] | None = None,
+    at_once: int = 1,
 ) -> Embedded:
     """Embeds the identity views of the labelled tiles of `splits`.
 
@@ -109,6 +111,7 @@ def embed_tiles(
         size: side of the views in pixels, as in distillation; teachers resize further as they like.
         keys: encoder -> digest of all that it computes from. keep: folder or URI in which the vectors of these are kept
             and looked for. count: encoders whose GFLOP are to be counted.
+        at_once: batches that each encoder may have in hand: as many as it has replicas.
         slides: label of each slide, for data whose tiles have none: then every tile of these slides is taken.
 
     Raises:
@@ -125,7 +128,9 @@ def embed_tiles(
     places = {name: place(keep, key, uri) for name, key in (keys or {}).items() if keep and key}
     kept = {name: read_kept(places[name], storage) if name in places else Kept() for name in encoders}
     before = {name: len(one.rows) for name, one in kept.items()}
-    rows, vectors = through(encoders, kept, batches(uri, storage, splits, chosen, size, batch, failures))
+    rows, vectors = through(
+        encoders, kept, batches(uri, storage, splits, chosen, size, batch, failures), at_once=at_once
+    )
     if not rows:
         reason = next(iter(failures.values()))
         raise EmbedError(f"none of the {len(chosen)} labelled tiles of {uri} can be read, e.g. {reason}")
@@ -166,21 +171,32 @@ def through(
     kept: Mapping[str, Kept],
     stream: Iterable[tuple[list[tuple[Any, ...]], np.ndarray]],
     what: str = "",
+    at_once: int = 1,
 ) -> tuple[list[tuple[Any, ...]], dict[str, np.ndarray]]:
     """Facts of the tiles of `stream`, and each encoder's vectors of its views, which are kept under the name `what`."""
     rows: list[tuple[Any, ...]] = []
     vectors: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
-    with ThreadPoolExecutor(min(len(encoders) or 1, os.cpu_count() or 1)) as pool:
+    waiting: deque[dict[str, Future[np.ndarray]]] = deque()
+
+    def collect(down_to: int) -> None:
+        while len(waiting) > down_to:
+            for name, future in waiting.popleft().items():
+                vectors[name].append(future.result())
+
+    threads = max(1, min(len(encoders), os.cpu_count() or 1) if at_once == 1 else len(encoders) * at_once)
+    with ThreadPoolExecutor(threads) as pool:
         for facts, views in stream:
             rows += facts
             ids = [f"{row[0]}#{what}" if what else row[0] for row in facts]
             pixels = [hashed(view.data) for view in views]
-            work = {
-                name: pool.submit(vectors_of, name, encode, kept[name], ids, pixels, views)
-                for name, encode in encoders.items()
-            }
-            for name, future in work.items():
-                vectors[name].append(future.result())
+            waiting.append(
+                {
+                    name: pool.submit(vectors_of, name, encode, kept[name], ids, pixels, views)
+                    for name, encode in encoders.items()
+                }
+            )
+            collect(at_once - 1)
+        collect(0)
     return rows, {name: np.concatenate(parts) for name, parts in vectors.items() if parts}
 
 
