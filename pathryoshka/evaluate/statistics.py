@@ -4,8 +4,8 @@ Intervals leave out one group at a time (the jackknife of Tukey; Efron and Tibsh
 t with as many degrees of freedom as the leave-one-out values support: n - 1 where they look normal, fewer where a few
 groups make most of the variance. Scores between 0 and 1 are treated on the logit scale, so that no interval leaves the
 range. Chosen by coverage: `make bench NAME=coverage` simulates 8, 16 and 50 groups with a known difference; the
-percentile bootstrap, the habit of this field, holds the truth in 85 to 91 % of its 95 % intervals at 8 and 16 groups
-(patients of one class each), BCa no more, this one in 93 to 97 %.
+percentile bootstrap, the habit of this field, holds the truth in 85 to 93 % of its 95 % intervals at 8 and 16 groups,
+BCa no more, this one in 94 to 97 %.
 """
 
 from __future__ import annotations
