@@ -192,7 +192,7 @@ class Evaluate(Section):
     allow_seen: bool = Field(False, description="score patients that distillation saw, and say so")
     folds: int = Field(5, ge=2, description="of cross-validation, where a data set has no split of its own")
     protocols: Names = Field(
-        ("linear", "knn", "few_shot", "retrieval", "clustering"), description="how embeddings are scored"
+        ("few_shot", "retrieval", "clustering"), description="scored beside the linear probe and the neighbours"
     )
     keep: str | None = Field(None, description="where embeddings are kept; none = <storage.root>/_embeddings")
     replicas: int = Field(0, ge=0, description="actors of each encoder on the cluster; 0 = in this process")

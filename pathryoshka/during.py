@@ -31,15 +31,17 @@ def score_checkpoint(run: config.Run, ref: Ref) -> dict[str, float]:
     from pathryoshka import results
     from pathryoshka.evaluate.compare import evaluate
     from pathryoshka.evaluate.contenders import Contender
+    from pathryoshka.evaluate.scoring import ALWAYS
 
     asked = run.evaluate.during
     student = results.trained_module(run, ref).student
     device = "cuda" if asked.num_gpus else "cpu"
     contender = Contender("student", "student", results.encode_with(student, device), student.num_params, 0.0)
     widths = tuple(dict.fromkeys((run.student.widths[0], run.student.widths[-1])))
-    over = {"tiles": asked.tiles, "splits": asked.splits, "max_tiles": asked.max_tiles, "protocols": ("linear", "knn")}
+    over = {"tiles": asked.tiles, "splits": asked.splits, "max_tiles": asked.max_tiles}
     cfg = run.evaluate.model_copy(update=over)
-    found = evaluate([contender], widths, cfg, run.storage, size=run.views.size, seen=(results.seen_by(run),))
+    seen = (results.seen_by(run),)
+    found = evaluate([contender], widths, cfg, run.storage, size=run.views.size, seen=seen, protocols=ALWAYS)
     return {f"{row.dataset}/{row.protocol}/{row.width}": row.score for row in found.scores.rows}
 
 

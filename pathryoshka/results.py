@@ -231,8 +231,8 @@ def kept_in(run: config.Run) -> str:
     return run.evaluate.keep or storage.join(run.storage.root, "_embeddings")
 
 
-def keep_evaluation(result: Evaluation, folder: str, cfg: config.Storage, maps: tuple[TokenMap, ...] = ()) -> None:
-    """Everything that a report, a model card or a comparison of runs needs of it."""
+def keep_evaluation(result: Evaluation, folder: str, cfg: config.Storage, maps: tuple[TokenMap, ...] = ()) -> Details:
+    """Writes all that a report, a model card or a comparison of runs needs of it; returns what is only looked at."""
     student = next((c.encoder for c in result.scores.costs if c.kind == "student"), result.scores.costs[0].encoder)
     widths = [row.width for row in result.scores.rows if row.encoder == student]
     ends = (min(widths), max(widths))
@@ -243,6 +243,7 @@ def keep_evaluation(result: Evaluation, folder: str, cfg: config.Storage, maps: 
     storage.write_json(storage.join(folder, "details.json"), details.model_dump(mode="json"), cfg)
     storage.write_bytes(storage.join(folder, "scores.csv"), as_csv(result.scores).encode(), cfg)
     storage.write_json(storage.join(folder, "scores.json"), result.scores.model_dump(mode="json"), cfg)
+    return details
 
 
 def scores_of(run: config.Run) -> Scores:

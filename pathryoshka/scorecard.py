@@ -54,8 +54,8 @@ def score_encoders(specs: Sequence[str], run: config.Run, to: str, *, say: Say =
         seen=[seen_of(what, run.storage) for what in exported.values()],
         keep=run.evaluate.keep or storage.join(to, "_embeddings"),
     )  # fmt: skip
-    keep_evaluation(result, to, run.storage)
-    write_report(storage.join(to, "report.html"), Story(result.scores), run.storage)
+    details = keep_evaluation(result, to, run.storage)
+    write_report(storage.join(to, "report.html"), Story(result.scores, details), run.storage)
     say(f"report: {storage.join(to, 'report.html')}")
     return result.scores
 

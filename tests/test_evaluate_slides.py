@@ -41,7 +41,7 @@ def csv(tmp_path: Path) -> Path:
 
 
 def test_slides_are_scored_by_their_mean_and_by_attention(tiles: str, csv: Path) -> None:
-    cfg = config.Evaluate(tiles=(tiles,), slides=str(csv), folds=4, protocols=("linear", "knn"))
+    cfg = config.Evaluate(tiles=(tiles,), slides=str(csv), folds=4, protocols=())
     found = evaluate(CONTENDERS[:2], WIDTHS, cfg, CFG, size=SIZE)
     (facts,) = found.scores.datasets
     assert (facts.thing, facts.num_tiles, facts.num_groups, facts.unit) == ("slide", NUM_SLIDES, 12, "patient")
@@ -70,7 +70,7 @@ def test_a_slides_embedding_is_the_mean_of_its_tiles(tiles: str, csv: Path) -> N
 def test_slides_without_tiles_are_noted_and_tiles_without_slides_left_out(tiles: str, csv: Path) -> None:
     lines = csv.read_text().splitlines()
     csv.write_text("\n".join([*lines[:9], "s99,tumour,p99"]) + "\n")
-    cfg = config.Evaluate(tiles=(tiles,), slides=str(csv), folds=2, protocols=("knn",))
+    cfg = config.Evaluate(tiles=(tiles,), slides=str(csv), folds=2, protocols=())
     found = evaluate(CONTENDERS[:1], WIDTHS, cfg, CFG, size=SIZE)
     assert found.scores.datasets[0].num_tiles == 8
     assert any(note.startswith("1 slides of") and "(s99)" in note for note in found.scores.notes)

@@ -71,6 +71,13 @@ def test_what_an_export_has_seen_is_refused_unless_asked_for(tiles: str, tmp_pat
     assert any(note.startswith("SEEN") for note in scores.notes)
 
 
+def test_encoders_without_a_student_are_compared_too(tiles: str, tmp_path: Path) -> None:
+    run = run_on(tiles, protocols=[])
+    scores = score_encoders(["a=efficientnet_lite0", "b=efficientnet_lite1"], run, str(tmp_path), say=lambda line: None)
+    assert {r.encoder for r in scores.rows} >= {"a", "b"} and not scores.names("student")
+    assert "2 encoders side by side on 1 data set" in (tmp_path / "report.html").read_text()
+
+
 def test_names_of_encoders() -> None:
     assert named_spec("mine=out/export") == ("mine", "out/export")
     assert named_spec("out/runs/a/export/") == ("export", "out/runs/a/export/")

@@ -64,6 +64,7 @@ def evaluate(
     size: int,
     seen: Sequence[Seen] = (),
     keep: str | None = None,
+    protocols: Sequence[str] = (),
     batch: int = 64,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
@@ -76,6 +77,7 @@ def evaluate(
         size: side of the views, as in distillation.
         seen: what each student's distillation saw; none where it is not known, which the notes then say.
         keep: folder or URI in which embeddings are kept for the next evaluation.
+        protocols: families of `scoring`; none = linear, knn and those of `cfg`.
 
     Raises:
         SeenError: tiles or patients that distillation saw, unless `cfg.allow_seen`.
@@ -86,6 +88,7 @@ def evaluate(
     names = short_names(cfg.tiles)
     notes = [] if seen else ["What distillation saw is not known, so seen tiles and patients could not be refused."]
     labelled = slide_labels(cfg.slides, storage) if cfg.slides else None
+    families = protocols or (*scoring.ALWAYS, *cfg.protocols)
     kept: dict[str, Embedded] = {}
     sheets: dict[str, Sheet] = {}
     for name, uri in zip(names, cfg.tiles, strict=True):
@@ -107,9 +110,9 @@ def evaluate(
         folds = make_folds(embedded.labels, embedded.patients, cfg.folds, splits=embedded.splits)
         facts = describe(name, embedded, folds, is_phantom(uri, storage), was_seen, "slide" if bags else "tile")
         notes += [*remarks_on(facts, cfg), *alike_apart(name, embedded, folds)]
-        sheets[name] = score(contenders, widths, embedded, folds, facts, cfg.protocols, bags)
+        sheets[name] = score(contenders, widths, embedded, folds, facts, families, bags)
         reach = max((width for other, width in sheets[name].found if other == PCA), default=0)
-        if reach < widths[-1] and any(c.kind == "teacher" for c in contenders):
+        if widths and reach < widths[-1] and any(c.kind == "teacher" for c in contenders):
             notes.append(
                 f"PCA of the teachers ends at width {reach} on {name}: its training tiles span no further one."
             )

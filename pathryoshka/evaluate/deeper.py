@@ -8,13 +8,11 @@ from html import escape
 from pathryoshka.evaluate.details import Confusion, Details, Worst
 from pathryoshka.evaluate.pictures import short
 from pathryoshka.evaluate.scores import PCA, TEACHERS_MEAN, DataSet, Difference, Row, Scores
-from pathryoshka.evaluate.scoring import PROTOCOLS
+from pathryoshka.evaluate.scoring import ALWAYS, PROTOCOLS
 from pathryoshka.evaluate.statistics import Estimate, over_benchmarks
 from pathryoshka.evaluate.tables import points, with_interval
 from pathryoshka.page import table
 
-DRAWN = ("linear", "knn")
-"""Protocols that stand in the figures and their tables."""
 NOT_A_SCORE = ("stain/cosine",)
 """Says something about an embedding, but more of it is not better."""
 
@@ -35,7 +33,7 @@ def over_data_sets(scores: Scores) -> list[str]:
                 found = over_benchmarks([estimate(d) for d in some])
                 sign = 1 if PROTOCOLS[protocol].higher_is_better else -1
                 spans = [span(found.mean, sign), span(found.median, sign)]
-                (first if protocol in DRAWN else more).append(
+                (first if protocol in ALWAYS else more).append(
                     ("", [escape(PROTOCOLS[protocol].title), escape(other), *spans])
                 )
     if not first:
@@ -61,7 +59,7 @@ def span(found: Estimate, sign: int) -> str:
 def protocols_table(scores: Scores, dataset: DataSet) -> str:
     """Every protocol but the two that are drawn: encoders at their largest width, and students at their smallest."""
     rows = [r for r in scores.rows if r.dataset == dataset.name]
-    protocols = [p for p in dict.fromkeys(r.protocol for r in rows) if p not in DRAWN]
+    protocols = [p for p in dict.fromkeys(r.protocol for r in rows) if p not in ALWAYS]
     if not protocols:
         return ""
     shown: dict[tuple[str, int], dict[str, Row]] = {}

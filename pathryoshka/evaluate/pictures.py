@@ -94,8 +94,8 @@ def line_height(figure: Figure, num_rows: int, ax: Axes) -> float:
 
 def draw_scores(ax: Axes, rows: Sequence[Row], dataset: DataSet, gap: float, axis_width: float) -> None:
     """`gap`: height of a line of text on the y axis; `axis_width`: length of the x axis in points."""
-    teachers = [r for r in rows if r.kind == "teacher"]
-    widths = sorted({r.width for r in rows if r.kind != "teacher"})
+    teachers = [r for r in rows if r.kind in ("teacher", "other")]
+    widths = sorted({r.width for r in rows if r.kind not in ("teacher", "other")} or {r.width for r in rows})
     left, right = widths[0] / 1.18, max(r.width for r in rows) * 1.3
     apart = (right / left) ** (34 / axis_width)  # 34 points hold four digits
     ax.axhline(dataset.chance, color=light("faint"), linewidth=0.9, dashes=(2, 3))

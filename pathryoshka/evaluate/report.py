@@ -64,7 +64,7 @@ def render(story: Story) -> str:
         f'<p class="lead">{headline(story.scores)}</p>',
         *(f'<p class="warn">{escape(text)}</p>' for text in story.scores.notes if text.startswith("SEEN")),
         phantom_warning(story.scores),
-        cards(story.scores),
+        cards(story.scores) if story.scores.names("student") else "",
         "<h2>What each width is worth</h2>",
         *(data_set_part(story.scores, dataset) for dataset in story.scores.datasets),
         *over_data_sets(story.scores),
@@ -103,6 +103,9 @@ def key_rows(scores: Scores) -> tuple[DataSet, Row, Row, list[Row]]:
 
 
 def headline(scores: Scores) -> str:
+    if not scores.names("student"):
+        sets = plural(len(scores.datasets), "data set")
+        return f"{plural(len(scores.costs), 'encoder')} side by side on {sets}, by unseen unit."
     dataset, full, small, teachers = key_rows(scores)
     cost = next(c for c in scores.costs if c.kind == "student")
     others = [c for c in scores.costs if c.kind == "teacher"]

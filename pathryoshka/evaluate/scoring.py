@@ -35,6 +35,8 @@ class Protocol:
     higher_is_better: bool = True
 
 
+ALWAYS = ("linear", "knn")
+"""Families that every evaluation has: figures and their tables are drawn from them."""
 BALANCED = "balanced accuracy"
 PROTOCOLS: dict[str, Protocol] = {
     "linear": Protocol("linear probe", f"{BALANCED} of a logistic regression, its penalty chosen on validation"),

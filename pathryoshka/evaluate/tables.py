@@ -58,16 +58,19 @@ def score_table(scores: Scores, dataset: DataSet, probe: str) -> str:
 
 
 def order_of_kind(row: Row) -> int:
-    return ("student", "teacher", "pca", "start", "random").index(row.kind)
+    return ("student", "teacher", "other", "pca", "start", "random").index(row.kind)
 
 
 def swatch(scores: Scores, name: str, kind: str) -> str:
-    colour = f"teacher{scores.names('teacher').index(name) % 5}" if kind == "teacher" else kind
+    whole = [*scores.names("teacher"), *scores.names("other")]
+    colour = f"teacher{whole.index(name) % 5}" if kind in ("teacher", "other") else kind
     return f'<span class="key" style="background: var(--{colour})"></span>'
 
 
 def difference_table(scores: Scores, dataset: DataSet) -> str:
     """Paired differences by linear probe: full width against others, and the smallest width against the full one."""
+    if not scores.widths:
+        return ""
     full, smallest = scores.widths[-1], scores.widths[0]
     against = {TEACHERS_MEAN, PCA, *scores.names("start"), *scores.names("random")}
     rows = []
@@ -87,11 +90,12 @@ def points(value: float) -> str:
 
 
 def cost_table(costs: Sequence[Cost], licences: Mapping[str, str]) -> str:
-    shown = sorted((c for c in costs if c.kind in ("student", "teacher")), key=lambda c: c.kind != "student")
+    shown = sorted((c for c in costs if c.kind in ("student", "teacher", "other")), key=lambda c: c.kind != "student")
     most = max(c.num_params for c in shown)
-    colours = ["student", *(f"teacher{i % 5}" for i in range(len(shown)))]
+    whole = [c.encoder for c in shown if c.kind != "student"]
+    colours = ["student" if c.kind == "student" else f"teacher{whole.index(c.encoder) % 5}" for c in shown]
     rows: list[tuple[str, list[str]]] = []
-    for c, colour in zip(shown, colours, strict=False):
+    for c, colour in zip(shown, colours, strict=True):
         bar = f'<span class="bar" style="width: {7 * c.num_params / most:.2f}rem; background: var(--{colour})"></span>'
         flop = f"{c.gflop:.3g}" if c.gflop is not None else "not counted"
         licence = escape(licences.get(c.encoder, "")) or "&ndash;"

@@ -105,8 +105,10 @@ def probe(run: config.Run, base: config.Run) -> Values:
     seen = results.seen_by(base if run.data == base.data else run)
     student, device = results.trained_module(run).student, results.device_of(run)
     contender = Contender("student", "student", results.encode_with(student, device), student.num_params, 0.0)
-    cfg = run.evaluate.model_copy(update={"protocols": ("linear",)})
-    found = evaluate([contender], run.student.widths, cfg, run.storage, size=run.views.size, seen=(seen,))
+    found = evaluate(
+        [contender], run.student.widths, run.evaluate, run.storage,
+        size=run.views.size, seen=(seen,), protocols=("linear",),
+    )  # fmt: skip
     rows = [row for row in found.scores.rows if row.protocol == "linear"]
     widths = run.student.widths
     out = {f"probe/{w}": float(np.mean([row.score for row in rows if row.width == w])) for w in widths}

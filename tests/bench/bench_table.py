@@ -18,6 +18,7 @@ from pathryoshka.evaluate.contenders import Contender
 from pathryoshka.evaluate.embed import Embedded
 from pathryoshka.evaluate.folds import make_folds
 from pathryoshka.evaluate.scores import DataSet
+from pathryoshka.evaluate.scoring import ALWAYS
 from tests.bench.common import finish
 
 GOAL = 3.0
@@ -56,7 +57,7 @@ def main() -> None:
     )  # fmt: skip
     started = time.perf_counter()
     folds = make_folds(tiles.labels, tiles.patients)
-    sheet = score(contenders, WIDTHS, tiles, folds, facts, config.Evaluate().protocols)
+    sheet = score(contenders, WIDTHS, tiles, folds, facts, (*ALWAYS, *config.Evaluate().protocols))
     rows, differences = table(sheet), compare(sheet)
     minutes = (time.perf_counter() - started) / 60
     print(f"{len(rows)} scores and {len(differences)} differences in {60 * minutes:.0f} s")
