@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from pathryoshka import storage
-
 
 @click.command()
 @click.option("--config", "file", required=True, type=click.Path(path_type=Path), help="YAML with a section ablate")
@@ -18,6 +16,7 @@ def ablate(file: Path, recipe: str, settings: tuple[str, ...]) -> None:
 
     The same command again trains what is missing.
     """
+    from pathryoshka import storage
     from pathryoshka.ablate.report import render
     from pathryoshka.ablate.run import run_ablation
     from pathryoshka.ablate.table import as_csv, as_lines, as_tree

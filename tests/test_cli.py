@@ -54,8 +54,10 @@ def verbs(group: click.Group = cli.cli, before: tuple[str, ...] = ()) -> list[tu
 
 def test_the_verbs_are_those_that_the_readme_may_promise() -> None:
     top = {"doctor", "config", "tiles", "teachers", "store", "distill"}
-    top |= {"sweep", "widths", "evaluate", "report", "export", "verify", "demo"}
+    top |= {"sweep", "ablate", "widths", "datasets", "evaluate", "report", "export", "verify", "demo"}
     tiles = {("tiles", verb) for verb in ("import", "phantom", "cut", "verify", "show")}
+    datasets = {("datasets", verb) for verb in ("list", "show", "fetch", "check", "convert")}
+    assert datasets | {("evaluate", "compare")} <= set(verbs())
     store = {("store", verb) for verb in ("plan", "fill", "list", "verify", "gc")}
     assert {words[0] for words in verbs()} == top and tiles | store <= set(verbs()) and ("config", "show") in verbs()
 
