@@ -37,6 +37,7 @@ NO_RAY = [
     "student",
     "distill.losses",
     "distill.step",
+    "evaluate.adam_probe",
     "evaluate.folds",
     "evaluate.pca",
     "evaluate.protocols",
