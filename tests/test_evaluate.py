@@ -22,6 +22,7 @@ from pathryoshka.evaluate.embed import Embedded, EmbedError, count_gflop, embed_
 from pathryoshka.evaluate.folds import make_folds
 from pathryoshka.evaluate.neighbours import Panel, nearest
 from pathryoshka.evaluate.scores import PCA, TEACHERS_MEAN, Scores
+from pathryoshka.evaluate.scoring import PROTOCOLS
 from pathryoshka.tiles import shards
 from pathryoshka.tiles.phash import perceptual_hash
 from pathryoshka.tiles.views import identity_view
@@ -239,3 +240,19 @@ def test_units_are_told_from_the_ids(tmp_path: Path) -> None:
         embedded = embed_tiles({"a": mean_colour}, write(tmp_path / name, data), CFG, size=SIZE)
         facts = comparing.describe(name, embedded, make_folds(embedded.labels, embedded.patients), False, False)
         assert (facts.unit, facts.num_groups) == (unit, n)
+
+
+# ---------------------------------------------------------------- every protocol
+
+
+def test_every_family_scores_what_is_good_above_what_is_blind(tiles: str) -> None:
+    cfg = config.Evaluate(tiles=(tiles,), folds=3, protocols=("adam", "few_shot", "retrieval", "clustering"))
+    found = evaluate(CONTENDERS[:2], WIDTHS, cfg, CFG, size=SIZE).scores
+    (dataset,) = found.datasets
+    scored = {row.protocol for row in found.rows}
+    assert scored == set(PROTOCOLS) - {"attention"}
+    for protocol in scored - {"calibration", "stain/cosine", "stain/found"}:
+        mine, blind = (found.row(dataset.name, protocol, name) for name in ("student", "start"))
+        assert mine is not None and blind is not None and mine.score > blind.score + 0.1, protocol
+    with pytest.raises(config.ConfigError, match="evaluate.protocols names 'lineer'; there are linear, knn"):
+        evaluate(CONTENDERS[:1], WIDTHS, config.Evaluate(tiles=(tiles,), protocols=("lineer",)), CFG, size=SIZE)

@@ -37,6 +37,7 @@ NO_RAY = [
     "student",
     "distill.losses",
     "distill.step",
+    "evaluate.adam_probe",
     "benchmarks.layouts",
     "benchmarks.rows",
     "ablate.twins",

@@ -22,7 +22,7 @@ from pathryoshka.evaluate.protocols.linear import linear_probe
 from pathryoshka.evaluate.protocols.retrieval import retrieve
 from pathryoshka.evaluate.protocols.rows import Predictions
 from pathryoshka.evaluate.protocols.stain import stain_stability
-from pathryoshka.evaluate.tally import Profile, Tally
+from pathryoshka.evaluate.tally import Profile, Tally, balanced_mean_of
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "retrieval/majority@5": Protocol("five hits", "share of queries of whose five nearest most are of their class"),
     "retrieval/map": Protocol("mean average precision", "of a search for the query's class among other units"),
     "clustering": Protocol("clustering", "adjusted Rand index of k-means", share=False),
+    "adam": Protocol("linear probe by Adam", f"{BALANCED} of kaiko eva's head on rows of length 1, mean of 5 seeds"),
     "attention": Protocol("attention", f"{BALANCED} of slides by gated attention over their tiles"),
     "stain/found": Protocol("stained anew", "share of tiles that a search with the same tile in other stains finds"),
     "stain/cosine": Protocol("stain cosine", "mean cosine of a tile and itself in other stains", share=False),
@@ -219,6 +220,14 @@ def knn(task: Task, x_ND: np.ndarray, answers: Answers) -> None:
     enter(task, "knn", knn_probe(x_ND, task.labels, task.groups, task.folds), answers)
 
 
+def adam(task: Task, x_ND: np.ndarray, answers: Answers) -> None:
+    from pathryoshka.evaluate.adam_probe import adam_probe  # torch, which nothing else here needs
+
+    (seeds,) = adam_probe(x_ND, task.labels, task.groups, task.folds)
+    hits = np.mean([np.where(s.predicted != "", s.predicted == task.labels, np.nan) for s in seeds], axis=0)
+    answers.tallies["adam"] = balanced_mean_of(hits, task.labels, task.groups, len(task.group_names))
+
+
 def few_shots(task: Task, x_ND: np.ndarray, answers: Answers) -> None:
     result = few_shot(x_ND, task.labels, task.groups, task.folds, task.supports)
     answers.tallies.update({f"few_shot/{n}": tally for n, tally in result.scores.items()})
@@ -236,6 +245,7 @@ def clustering(task: Task, x_ND: np.ndarray, answers: Answers) -> None:
 FAMILIES: dict[str, Callable[[Task, np.ndarray, Answers], None]] = {
     "linear": linear,
     "knn": knn,
+    "adam": adam,
     "few_shot": few_shots,
     "retrieval": retrieval,
     "clustering": clustering,

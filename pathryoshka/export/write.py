@@ -5,6 +5,7 @@
     golden/0.png ..., golden.safetensors  eight tiles and their vectors: any runtime can be checked against them
     heads.safetensors, standardisers.safetensors  back to the teachers' features
     seen.parquet, README.md             what distillation saw; the model card
+    tools/                              ready files for kaiko-eva, THUNDER, slide2vec, HEST and others
 
 The model id is the SHA-256 of model.safetensors, so `sha256sum` says whether two folders hold one model.
 """
@@ -29,6 +30,7 @@ from pathryoshka import config, storage
 from pathryoshka.export.card import model_card
 from pathryoshka.export.load import FACTS, FORMAT
 from pathryoshka.export.seen import Seen, seen_to_bytes
+from pathryoshka.export.tools import write_tools
 from pathryoshka.export.verify import TOLERANCE
 from pathryoshka.student.encoder import StudentEncoder
 from pathryoshka.student.heads import Heads
@@ -87,6 +89,7 @@ def write_export(
         (folder / "seen.parquet").write_bytes(seen_to_bytes(seen))
         facts = describe(student, heads, standardisers, run, teachers, scores, model_id)
         (folder / "README.md").write_text(model_card(facts, scores))
+        write_tools(folder, facts)
         # The facts make the folder an export: gone before anything changes, there again when all of it is.
         storage.delete(storage.join(to, FACTS), cfg)
         storage.upload_folder(folder, to, cfg)
