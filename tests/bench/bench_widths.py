@@ -52,7 +52,8 @@ def main() -> None:
     args = parser.parse_args()
     run = recipe_by_name("paper_s")
     torch.manual_seed(0)
-    encode = encode_with(build_student(run.student, run.views.size), "cpu")
+    cfg = run.student.model_copy(update={"start": "random"})
+    encode = encode_with(build_student(cfg, run.views.size), "cpu")
     with tempfile.TemporaryDirectory() as name:
         uri = tiles(Path(name))
         started = time.process_time()
