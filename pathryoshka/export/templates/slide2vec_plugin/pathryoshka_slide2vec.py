@@ -21,6 +21,7 @@ def register() -> None:
         output_variants={name: {"encode_dim": width} for name, width in widths.items()},
         default_output_variant="full",
         input_size=facts["size"],
+        patch_size=tuple(facts["size"] // side for side in facts["grid"]),  # slide2vec wants it of every timm encoder
         supports_variable_input_size=False,
         supported_spacing_um=None,  # an export does not say at which resolution it was trained
         default_spacing_um=0.5,
