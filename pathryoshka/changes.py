@@ -10,7 +10,7 @@ from pathryoshka import config, storage
 
 FREE = re.compile(
     r"(storage|store|licence|evaluate|export|metrics)\..*"
-    r"|train\.(num_workers|resources_per_worker.*|log_every|checkpoint_every|keep|max_failures|device)"
+    r"|train\.(num_workers|resources_per_worker.*|log_every|checkpoint_every|keep|max_failures|grace_s|device)"
     r"|data\.(read_tasks|prefetch_batches|max_failed_share|tiles)"
     r"|teachers\.(start_timeout_s|max_in_flight)"
     r"|teachers\.models\.[^.]+\.(replicas|num_gpus|num_cpus|resources.*|accelerator_type|batch_size|compile|device|mock_seconds)"

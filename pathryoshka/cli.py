@@ -1,7 +1,8 @@
 """The verbs. No logic lives here: a command reads a run, calls one function of the library and prints what it returns.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or a run that cannot be, 130 interrupted. An error is one sentence on
-stderr; PATHRYOSHKA_DEBUG=1 adds the traceback. Heavy rooms are imported inside their command: `--help` answers at once.
+Exit codes: 0 done, 1 failed, 2 wrong usage or a run that cannot be, 130 interrupted, 143 told to end (SIGTERM). An
+error is one sentence on stderr; PATHRYOSHKA_DEBUG=1 adds the traceback. Heavy rooms are imported inside their command:
+`--help` answers at once.
 """
 
 from __future__ import annotations
@@ -15,20 +16,24 @@ import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 import yaml
 
-from pathryoshka import __version__, config
+from pathryoshka import __version__, config, watch
 from pathryoshka.cli_ablate import ablate
 from pathryoshka.cli_datasets import datasets
 from pathryoshka.cli_evaluate import evaluate
-from pathryoshka.cli_options import FAILED, INTERRUPTED, WRONG_USAGE, InOrder, run_options
+from pathryoshka.cli_options import FAILED, INTERRUPTED, TERMINATED, WRONG_USAGE, InOrder, run_options
 from pathryoshka.cli_store import store
+from pathryoshka.cli_submit import submit
 from pathryoshka.cli_sweep import sweep, widths
 from pathryoshka.cli_teachers import teachers
 from pathryoshka.cli_tiles import tiles
+
+if TYPE_CHECKING:
+    from pathryoshka.job import Rehearse
 
 
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -58,7 +63,9 @@ def config_group() -> None:
 @run_options
 def config_show(run: config.Run) -> None:
     """Print the resolved tree as YAML that --config reads."""
-    click.echo(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False), nl=False)
+    from pathryoshka.recipes import as_file
+
+    click.echo(yaml.safe_dump(as_file(run), sort_keys=False), nl=False)
 
 
 cli.add_command(tiles)
@@ -68,13 +75,17 @@ cli.add_command(store)
 
 @cli.command()
 @run_options
-@click.option("--rehearse", is_flag=True, help="one segment, step, checkpoint, resume and export, then stop")
+@click.option(
+    "--rehearse", "rehearse", flag_value="only", help="one segment, step, checkpoint, resume and export, then stop"
+)
+@click.option("--rehearse-first", "rehearse", flag_value="always", help="the same before a run that has no checkpoint")
+@click.option("--no-rehearse", "rehearse", flag_value="never", help="not even before a long run")
 @click.option("--allow-change", multiple=True, metavar="KEY", help="a key that may differ from the run's last start")
-def distill(run: config.Run, rehearse: bool, allow_change: tuple[str, ...]) -> None:
+def distill(run: config.Run, rehearse: Rehearse | None, allow_change: tuple[str, ...]) -> None:
     """Distil; the same command again continues where the run stands."""
     from pathryoshka import job
 
-    result = job.distill(run, rehearse=rehearse, allow_change=allow_change)
+    result = job.distill(run, rehearse=rehearse or "auto", allow_change=allow_change)
     click.echo(f"{result.run_uri}: {result.checkpoint}")
 
 
@@ -105,6 +116,9 @@ def export(run: config.Run, to: str | None) -> None:
     from pathryoshka import results
 
     click.echo(results.export_run(run, to))
+
+
+cli.add_command(submit)
 
 
 @cli.command()
@@ -149,8 +163,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     ours.setLevel(logging.INFO)
     ours.handlers = [logging.StreamHandler()]
     if threading.current_thread() is threading.main_thread():
-        # when a scheduler says stop: the same orderly end as on Ctrl-C, so that servers, actors and leases go too
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # when a scheduler says stop: an orderly end, so that servers, actors and leases go too
+        signal.signal(signal.SIGTERM, watch.on_sigterm)
     try:
         code = cli.main(args=args, prog_name="pathryoshka", standalone_mode=False)
         sys.stdout.flush()
@@ -159,8 +173,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
+        click.echo("told to end" if watch.told.is_set() else "interrupted", err=True)
+        sys.exit(TERMINATED if watch.told.is_set() else INTERRUPTED)
     except BrokenPipeError:  # `pathryoshka config show | head`
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -169,6 +183,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         if os.environ.get("PATHRYOSHKA_DEBUG"):
             traceback.print_exc()
         click.echo(f"pathryoshka: {sentence(error)}", err=True)
+        if watch.told.is_set():
+            sys.exit(TERMINATED)
         sys.exit(WRONG_USAGE if isinstance(error, config.ConfigError) else FAILED)
 
 

@@ -11,7 +11,7 @@ import click
 
 from pathryoshka import config
 
-FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:

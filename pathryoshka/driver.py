@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -176,6 +177,9 @@ def fit(ready: Ready, say: Say, callbacks: Sequence[ray.train.UserCallback] = ()
         train(job, callbacks)
     (ref, *_), ledger = common_ledger(job.run_uris, job.run.storage)
     if job.max_steps is None and ledger.count != job.run.plan.num_views:
+        if watch.told.is_set():
+            kept = f"{ledger.count} of {job.run.plan.num_views} views are in checkpoint {ref.name if ref else 'none'}"
+            raise JobError(f"told to end: {kept}; the same command goes on from there")
         raise JobError(
             f"delivered {ledger.count} of {job.run.plan.num_views} planned views; run the same command again"
         )
@@ -195,6 +199,8 @@ def train(job: Job, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:
         JobError: it stopped; KeyboardInterrupt: the user or a watcher stopped it.
     """
     run, stream, uris, cfg = job.run, job.stream, job.run_uris, job.run.storage
+    if watch.told.is_set():
+        raise KeyboardInterrupt
     on_gpu = run.train.device == "cuda" or (run.train.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
     before = signal.getsignal(signal.SIGINT)
     with tempfile.TemporaryDirectory(prefix="pathryoshka-train-") as scratch:
@@ -217,7 +223,8 @@ def train(job: Job, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:
             ),
         )
         try:
-            trainer.fit()
+            with ending_in_good_order(job):
+                trainer.fit()
         except BaseException as error:
             if watch.reasons or isinstance(error, KeyboardInterrupt | SystemExit):
                 raise KeyboardInterrupt from None
@@ -226,6 +233,13 @@ def train(job: Job, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:
             signal.signal(signal.SIGINT, before)
     if storage.exists(stopped_uri(job), run.storage):
         raise JobError(storage.read_json(stopped_uri(job), run.storage)["reason"])
+
+
+def ending_in_good_order(job: Job) -> contextlib.AbstractContextManager[None]:
+    """SIGTERM while training: the workers hear of it through the console, keep a checkpoint and end."""
+    if job.console is None or threading.current_thread() is not threading.main_thread():
+        return contextlib.nullcontext()
+    return watch.last_checkpoint(ray.get_actor(job.console).end.remote, job.run.train.grace_s)
 
 
 def refuse_too_many_failures(job: Job, failed: int) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
@@ -18,11 +19,17 @@ LONG = 5000
 """Optimizer steps from which on a fresh run is rehearsed unasked."""
 
 
-def distill(run: config.Run, *, rehearse: bool = False, allow_change: tuple[str, ...] = (), say: Say = print) -> Result:
+Rehearse = Literal["only", "always", "auto", "never"]
+"""Rehearse and end; before the run; before a fresh run of more than `LONG` steps; not at all."""
+
+
+def distill(
+    run: config.Run, *, rehearse: Rehearse = "auto", allow_change: tuple[str, ...] = (), say: Say = print
+) -> Result:
     """Distils, or continues to: the same command again goes on from the last whole checkpoint.
 
     Args:
-        rehearse: only rehearse; a fresh run of more than `LONG` steps is rehearsed before it starts in any case.
+        rehearse: a run that has a checkpoint is rehearsed only where "only" asks for it.
         allow_change: keys that may differ from the run's last attempt.
 
     Raises:
@@ -30,9 +37,10 @@ def distill(run: config.Run, *, rehearse: bool = False, allow_change: tuple[str,
     """
     with prepared(run, allow_change, say) as ready:
         long = run.plan.num_views / run.train.global_batch > LONG
-        if rehearse or (long and checkpoint.choose(checkpoint.uri_of(run), run.storage) is None):
+        asked = rehearse == "always" or (rehearse == "auto" and long)
+        if rehearse == "only" or (asked and checkpoint.choose(checkpoint.uri_of(run), run.storage) is None):
             result = rehearsal(ready, say)
-            if rehearse:
+            if rehearse == "only":
                 return result
         with evaluating(run, ready.job.run_uri, say):
             return fit(ready, say)

@@ -224,3 +224,11 @@ def recipe_by_name(name: str) -> Run:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(RECIPES)}"
         raise ConfigError(f"unknown recipe {name!r}; {hint}")
     return RECIPES[name]()
+
+
+def as_file(run: Run) -> dict[str, object]:
+    """The tree of a run as `--config` reads it back: a teacher of its recipe that it does without is null there."""
+    tree = run.model_dump(mode="json")
+    missing = recipe_by_name(run.recipe).teachers.models.keys() - run.teachers.models.keys()
+    tree["teachers"]["models"] |= dict.fromkeys(sorted(missing))
+    return tree

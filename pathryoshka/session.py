@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import threading
 import time
 import warnings
@@ -60,14 +61,25 @@ def ray_session(logical_cpus: int, *, dashboard: bool = False, say: Callable[[st
     # Ray gives memory back once a second: until then what the student has used lies there, at any rate.
     os.environ.setdefault("RAY_free_objects_period_milliseconds", "100")
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env={"env_vars": env}, **quiet)
+        with sigterm_kept():
+            ray.init(runtime_env={"env_vars": env}, **quiet)
     else:
-        start_node(dashboard, num_cpus=logical_cpus, object_store_memory=object_store_bytes(), **quiet)
+        with sigterm_kept():
+            start_node(dashboard, num_cpus=logical_cpus, object_store_memory=object_store_bytes(), **quiet)
         say(f"ray: a session of its own on this machine, {logical_cpus} logical CPUs on {os.cpu_count()} cores")
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it starts, prints a stack and leaves; a command has an order in which it ends."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def start_node(dashboard: bool = False, **options: Any) -> None:
@@ -122,10 +134,12 @@ def end_actors(actors: Mapping[str, ActorHandle]) -> None:
 
 @ray.remote
 class Console:
-    """Lines for the driver's terminal from any process of the run, without Ray's prefixes."""
+    """What the driver and the processes of its run say to each other: lines for its terminal, without Ray's prefixes,
+    and whether it was told to end."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.told = False
 
     def put(self, line: str) -> None:
         self.lines.append(line)
@@ -133,6 +147,12 @@ class Console:
     def take(self) -> list[str]:
         lines, self.lines = self.lines, []
         return lines
+
+    def end(self) -> None:
+        self.told = True
+
+    def ending(self) -> bool:
+        return self.told
 
 
 @contextlib.contextmanager

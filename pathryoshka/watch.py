@@ -1,4 +1,4 @@
-"""Watchers that end a run from outside its main thread: a teacher given up, a lease lost."""
+"""What ends a run from outside its main thread: a teacher given up, a lease lost, SIGTERM."""
 
 from __future__ import annotations
 
@@ -6,12 +6,58 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING
 
-from pathryoshka.lease import Lease
+if TYPE_CHECKING:
+    from pathryoshka.lease import Lease
 
 reasons: list[str] = []
 """Why the watchers interrupted the main thread, for the sentence that ends the command."""
+
+told = threading.Event()
+"""Set once this process was told to end, by SIGTERM."""
+
+in_good_order = threading.Event()
+"""Set while somebody waits for `told` and ends the run with a checkpoint."""
+
+
+def on_sigterm(signum: int, frame: FrameType | None) -> None:
+    """The command's handler: an orderly end as on Ctrl-C, or, while a student trains, after a last checkpoint. A second
+    signal does not wait for that."""
+    again = told.is_set()
+    told.set()
+    if again or not in_good_order.is_set():
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def last_checkpoint(ask: Callable[[], object], grace_s: float) -> Iterator[None]:
+    """While it is open, SIGTERM calls `ask` (the workers keep a checkpoint and end), and interrupts only when that took
+    longer than `grace_s`."""
+    done = threading.Event()
+
+    def look() -> None:
+        while not told.wait(0.5):
+            if done.is_set():
+                return
+        if not done.is_set():
+            ask()
+        if not done.wait(grace_s):
+            interrupt(
+                f"told to end, and no checkpoint was written within train.grace_s={grace_s:g}; the last one is kept"
+            )
+
+    thread = threading.Thread(target=look, name="last-checkpoint", daemon=True)
+    thread.start()
+    in_good_order.set()
+    try:
+        yield
+    finally:
+        in_good_order.clear()
+        done.set()
+        thread.join()
 
 
 def interrupt(reason: str) -> None:

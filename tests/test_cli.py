@@ -172,10 +172,12 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert done.stdout.count("\n") == 1 and done.stderr == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_command_leaves_in_order(number: int, tmp_path: Path) -> None:
-    """What a command opened is closed again (here a file that says so), and the exit code is 130."""
-    code = f"""
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, b"interrupted"), (signal.SIGTERM, 143, b"told to end")]
+)
+def test_an_interrupted_command_leaves_in_order(number: int, code: int, said: bytes, tmp_path: Path) -> None:
+    """What a command opened is closed again (here a file that says so), and the exit code says what ended it."""
+    program = f"""
 import contextlib, pathlib, time
 from pathryoshka import cli
 @cli.cli.command()
@@ -186,11 +188,11 @@ def wait():
         time.sleep(60)
 cli.main(["wait"])
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
         process.send_signal(number)
         _, err = process.communicate(timeout=20)
-    assert process.returncode == 130 and err.strip() == b"interrupted"
+    assert process.returncode == code and err.strip() == said
     assert (tmp_path / "closed").exists()
 
 
@@ -203,7 +205,7 @@ def test_distill(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert run("distill", "--recipe", "debug", "--set", "name=x", "--rehearse", "--allow-change", "optim.lr") == 0
     args, options = fake.call_args
     assert args == (config.load_run("debug", None, ["name=x"]),)
-    assert options == {"rehearse": True, "allow_change": ("optim.lr",)}
+    assert options == {"rehearse": "only", "allow_change": ("optim.lr",)}
     assert "s3://b/runs/x: step-00000010-1" in capsys.readouterr().out
 
 

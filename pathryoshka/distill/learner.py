@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,8 @@ from pathryoshka.distill.step import reduce_metrics, train_step
 from pathryoshka.metrics import RunLog
 from pathryoshka.teachers.standardize import load as load_standardisers
 from pathryoshka.tiles.ledger import Ledger
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def learning_rate(run: config.Run, presented: int) -> float:
     return optim.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def agree(value: str) -> str:
+def agree(value: T) -> T:
     """Rank 0's value on every rank."""
     box = [value]
     if dist.is_initialized():

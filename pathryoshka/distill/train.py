@@ -20,6 +20,7 @@ import torch.distributed as dist
 from pathryoshka import config, storage
 from pathryoshka.distill.checkpoint import common_ledger
 from pathryoshka.distill.learner import Entrant, Learner
+from pathryoshka.distill.notice import Notice
 from pathryoshka.distill.stream import Stream, micro_batch_of
 from pathryoshka.memory import keep_freed_memory, peak_memory_mib
 from pathryoshka.session import speaker
@@ -79,6 +80,7 @@ def train_worker(job: Job) -> None:
     batches = stream_batches(ray.train.get_dataset_shard("train"), ledger, run.data.prefetch_batches, meter)
     pending: list[dict[str, np.ndarray]] = []
     presented = ledger.count
+    notice = Notice(job.console, rank, first)
     with contextlib.ExitStack() as stack:
         learners = [
             stack.enter_context(
@@ -96,7 +98,8 @@ def train_worker(job: Job) -> None:
             meter.add(micro)
             del micro, tensors  # they lie in the object store until the last reference is gone
             done = step + 1
-            saves = done % run.train.checkpoint_every == 0 or done == stop
+            wish = notice.at(done)
+            saves = done % run.train.checkpoint_every == 0 or done == stop or wish != "none"
             if done % run.train.log_every == 0 or saves:
                 shared = meter.read(done, last, presented)
                 values = {learner.run.name: learner.read(presented) | shared for learner in learners}
@@ -115,6 +118,8 @@ def train_worker(job: Job) -> None:
                 ledger, pending = add_to_ledger(ledger, pending), []
                 for learner in learners:
                     learner.save(done, ledger, values[learner.run.name]["loss"])
+            if wish == "stop":
+                break
     shutil.rmtree(scratch, ignore_errors=True)
 
 
