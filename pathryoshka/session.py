@@ -75,7 +75,7 @@ def ray_session(logical_cpus: int, *, dashboard: bool = False, say: Callable[[st
 
 @contextlib.contextmanager
 def sigterm_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself when it starts, prints a stack and leaves; a command has an order in which it ends."""
+    """Ray takes SIGTERM for itself when it starts, prints a stack and leaves; a command ends in an order of its own."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     if callable(before) and threading.current_thread() is threading.main_thread():
