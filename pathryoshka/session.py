@@ -20,6 +20,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pathryoshka.observability.gauges import RUN, Gauges
+
 NUM_STARTS = 4
 
 
@@ -122,10 +124,14 @@ def end_actors(actors: Mapping[str, ActorHandle]) -> None:
 
 @ray.remote
 class Console:
-    """Lines for the driver's terminal from any process of the run, without Ray's prefixes."""
+    """Lines for the driver's terminal, without Ray's prefixes, and figures for Prometheus, from any process."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.gauges = Gauges("pathryoshka_run", RUN, ("run",))
+
+    def show(self, run: str, values: dict[str, float]) -> None:
+        self.gauges.show({"run": run}, values)
 
     def put(self, line: str) -> None:
         self.lines.append(line)
@@ -137,7 +143,7 @@ class Console:
 
 @contextlib.contextmanager
 def console(name: str, say: Callable[[str], None]) -> Iterator[str]:
-    """Starts a `Console` and a thread that says its lines; yields its name for `speaker`."""
+    """Starts a `Console` and a thread that says its lines; yields its name for `speaker` and `shower`."""
     actor = Console.options(name=name, **beside_the_driver()).remote()  # type: ignore[attr-defined]
     stop = threading.Event()
 
@@ -167,3 +173,11 @@ def speaker(name: str | None) -> Callable[[str], None]:
         return print
     actor = ray.get_actor(name)
     return lambda line: actor.put.remote(line)
+
+
+def shower(name: str | None, run: str) -> Callable[[dict[str, float]], None]:
+    """A function that shows figures of a run (`gauges.RUN`) to Prometheus, from the console's process."""
+    if name is None:
+        return lambda values: None
+    actor = ray.get_actor(name)
+    return lambda values: actor.show.remote(run, values)
