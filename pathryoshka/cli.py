@@ -22,6 +22,7 @@ import yaml
 
 from pathryoshka import __version__, config
 from pathryoshka.cli_ablate import ablate
+from pathryoshka.cli_dashboards import dashboards
 from pathryoshka.cli_datasets import datasets
 from pathryoshka.cli_evaluate import evaluate
 from pathryoshka.cli_options import FAILED, INTERRUPTED, WRONG_USAGE, InOrder, run_options
@@ -85,6 +86,7 @@ cli.add_command(datasets)
 cli.add_command(evaluate)
 cli.add_command(ablate)
 cli.add_command(widths)
+cli.add_command(dashboards)
 
 
 @cli.command()

@@ -8,7 +8,7 @@ from typing import Any
 from pathryoshka.observability.gauges import TRIAL
 
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-RUN_FILE, SWEEP_FILE = "pathryoshka_run.json", "sweep_grafana_dashboard.json"
+RUN_FILE, SWEEP_FILE = "run_grafana_dashboard.json", "sweep_grafana_dashboard.json"
 COLUMNS = 24  # of Grafana's grid
 
 THIS = '{run=~"$run"}'
@@ -34,6 +34,7 @@ def run(name: str, *by: str) -> str:
 
 HOURS = f"(time() - {run('run_began_timestamp_seconds')}) / 3600"
 SLOWEST = f"bottomk by (run) (1, {run('run_stage_rate', 'stage')})"
+DISK = "ray_node_disk_usage / (ray_node_disk_usage + ray_node_disk_free)"
 RUN_PANELS = (
     Panel("trained", ((f"{run('run_views')} / {run('run_views_planned')}", "{{run}}"),), "percentunit", NARROW, True,
           "views trained on, of those planned"),
@@ -62,9 +63,9 @@ RUN_PANELS = (
     Panel("nodes: GPUs in use", (("ray_node_gpus_utilization", "{{ip}} {{GpuIndex}}"),), "percent"),
     Panel("nodes: CPUs in use", (("ray_node_cpu_utilization", "{{ip}}"),), "percent"),
     Panel("nodes: memory in use", (("ray_node_mem_used / ray_node_mem_total", "{{ip}}"),), "percentunit"),
-    Panel("nodes: disk in use", (("ray_node_disk_utilization_percentage", "{{ip}}"),), "percent"),
-    Panel("nodes alive", (("sum by (node_type) (ray_cluster_active_nodes)", "{{node_type}}"),)),
-    Panel("nodes: object store in use", (("ray_object_store_used_memory", "{{NodeAddress}}"),), "bytes"),
+    Panel("nodes: disk in use", ((DISK, "{{ip}}"),), "percentunit"),
+    Panel("nodes alive", (("count (ray_node_mem_total)", "nodes"),)),
+    Panel("nodes: object store in use", (("sum by (NodeAddress) (ray_object_store_memory)", "{{NodeAddress}}"),), "bytes"),
 )  # fmt: skip
 
 
