@@ -35,8 +35,6 @@ def ask(address: str, query: str) -> list[dict[str, Any]]:
         return []
 
 
-def alerts(address: str) -> list[dict[str, Any]]:
-    """Alerts that fire or are about to."""
-    with urllib.request.urlopen(f"http://{address}/api/v1/alerts", timeout=10) as answer:
-        found: list[dict[str, Any]] = json.load(answer)["data"]["alerts"]
-        return found
+def firing(address: str) -> set[str]:
+    """Names of the alerts that fire."""
+    return {one["metric"]["alertname"] for one in ask(address, 'ALERTS{alertstate="firing"}')}

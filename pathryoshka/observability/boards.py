@@ -51,10 +51,13 @@ RUN_PANELS = (
     Panel("waiting for data, share of the time", ((run("run_wait_share"), "{{run}}"),), "percentunit"),
     Panel("views at the teachers", ((run("teacher_in_flight_views", "teacher"), "{{teacher}} {{run}}"),),
           said="sent and not yet answered: a teacher whose queue stays full is too slow or too few"),
+    Panel("micro-batches between stages",
+          (("sum by (dataset, operator) (ray_data_num_external_inqueue_blocks)", "before {{operator}}"),),
+          said="made by one stage and not yet taken by the next"),
+    Panel("features out of the store", ((run("run_store_hit_rate"), "{{run}}"),), "percentunit"),
     Panel("loss", ((run("run_loss"), "{{run}}"),)),
     Panel("fraction unexplained, by teacher", ((run("run_unexplained", "teacher"), "{{teacher}} {{run}}"),)),
     Panel("not finite, in a log interval", ((run("run_nonfinite", "source"), "{{source}} {{run}}"),)),
-    Panel("features out of the store", ((run("run_store_hit_rate"), "{{run}}"),), "percentunit"),
     Panel("teachers: replicas", ((run("teacher_ready", "teacher"), "{{teacher}} ready {{run}}"),
                                  (run("teacher_wanted", "teacher"), "{{teacher}} wanted {{run}}"))),
     Panel("teachers: restarts and failed starts", (
@@ -65,7 +68,7 @@ RUN_PANELS = (
     Panel("nodes: memory in use", (("ray_node_mem_used / ray_node_mem_total", "{{ip}}"),), "percentunit"),
     Panel("nodes: disk in use", ((DISK, "{{ip}}"),), "percentunit"),
     Panel("nodes alive", (("count (ray_node_mem_total)", "nodes"),)),
-    Panel("nodes: object store in use", (("sum by (NodeAddress) (ray_object_store_memory)", "{{NodeAddress}}"),), "bytes"),
+    Panel("nodes: object store", (("sum by (NodeAddress) (ray_object_store_memory)", "{{NodeAddress}}"),), "bytes"),
 )  # fmt: skip
 
 

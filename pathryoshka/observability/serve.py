@@ -21,7 +21,7 @@ LOOPBACK = "127.0.0.1"
 NO_GRAFANA = """\
 *** GRAFANA IS NOT INSTALLED: NO BOARDS ARE SERVED, only Prometheus' own page. ***
 Neither Debian, PyPI nor npm has it: take it from its makers and have `grafana` on PATH (GRAFANA_HOME names its folder
-where that is not /usr/share/grafana), or import the boards of `pathryoshka dashboards --to FOLDER` into one you have."""
+where that is not /usr/share/grafana). Or import into yours what `pathryoshka dashboards --to FOLDER` writes."""
 
 
 class ServeError(RuntimeError):
