@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -21,6 +24,7 @@ from pathryoshka.metrics import read_metrics
 from pathryoshka.observability import gauges
 from pathryoshka.observability.boards import SLOWEST, run_board, sweep_board
 from pathryoshka.observability.files import files, ray_boards, write
+from pathryoshka.observability.serve import ServeError, serve
 from pathryoshka.tiles.phantom import write_phantom
 from tests.prometheus import ask, firing, scraping
 from tests.runs import Driver, settings, short_tmp
@@ -198,6 +202,60 @@ def test_promtool_accepts_the_configuration(tmp_path: Path) -> None:
     write(tmp_path)
     done = promtool("check", "config", str(tmp_path / "prometheus.yml"))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+# ---------------------------------------------------------------- serving
+
+STAND_IN = """#!{python}
+import configparser, http.server, sys
+options = dict(arg.removeprefix("--").split("=", 1) for arg in sys.argv[2:])
+read = configparser.ConfigParser()
+read.read(options["config"])
+assert sys.argv[1] == "server" and "homepath" in options
+http.server.HTTPServer((read["server"]["http_addr"], read["server"].getint("http_port")),
+                       http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
+"""Grafana itself cannot be had here: this one answers on the port that its configuration names."""
+
+
+@needs_prometheus
+@pytest.mark.parametrize("with_grafana", [False, True], ids=["alone", "with a stand-in of Grafana"])
+def test_the_verb_serves_until_ctrl_c_and_leaves_nothing(with_grafana: bool, tmp_path: Path) -> None:
+    bin_ = tmp_path / "bin"
+    (tmp_path / "api").mkdir()
+    (tmp_path / "api" / "health").write_text("ok")
+    bin_.mkdir()
+    if with_grafana:
+        (bin_ / "grafana").write_text(STAND_IN.format(python=sys.executable))
+        (bin_ / "grafana").chmod(0o755)
+    env = {
+        **os.environ,
+        "PATH": f"{bin_}:{os.environ['PATH']}",
+        "TMPDIR": str(tmp_path),
+        "PYTHONPATH": str(HERE.parent),
+    }
+    command = [sys.executable, "-u", "-m", "pathryoshka.cli", "dashboards", "--ray-tmp", str(tmp_path / "ray")]
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        verb = subprocess.Popen(command, stdout=out, stderr=out, env=env, cwd=tmp_path, start_new_session=True)
+    try:
+        wait_for(lambda: "Ctrl-C ends" in log.read_text(), 60, log.read_text)
+        below = psutil.Process(verb.pid).children(recursive=True)
+        said = log.read_text()
+        assert "no Ray session" in said and ("GRAFANA IS NOT INSTALLED" in said) == (not with_grafana)
+        address = re.search(r"Prometheus: http://(\S+)", said)
+        assert address and ask(address[1], "vector(1)") and len(below) == 1 + with_grafana
+    finally:
+        verb.send_signal(signal.SIGINT)
+    assert verb.wait(30) == 0, log.read_text()
+    assert not any(process.is_running() for process in below)
+    assert {p.name for p in tmp_path.iterdir()} == {"bin", "api", "log"}
+
+
+def test_without_prometheus_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ServeError, match="apt-get install prometheus"):
+        serve(str(tmp_path), say=lambda line: None)
 
 
 # ---------------------------------------------------------------- what a log line shows
