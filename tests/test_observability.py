@@ -283,7 +283,8 @@ def tree(tmp_path: Path) -> dict[str, Any]:
     write_phantom(tiles, config.Storage(), num_tiles=240, num_patients=6, num_sites=2, size=48)
     tree = settings(str(tmp_path / "runs"), tiles, name="seen", plan={"num_views": 200_000, "window": 2})
     tree["train"] |= {"num_workers": 1, "checkpoint_every": 10}
-    tree["teachers"]["models"]["mock1"]["mock_seconds"] = 0.02
+    models = tree["teachers"]["models"]
+    models["mock1"] = models["mock1"] | {"mock_seconds": 0.02}
     return tree | {"metrics": {"dashboard": True, "cost_per_hour": 36.0, "budget": 0.01}}
 
 
