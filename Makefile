@@ -20,11 +20,12 @@ endif
 TEST_ENV := env RAY_AUTH_MODE=disabled OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(PY) -m pytest -q -p no:cacheprovider
 
-.PHONY: help demo test test-slow test-full bench lint format install install-offline wheelhouse constraints
+.PHONY: help demo dashboards test test-slow test-full bench lint format install install-offline wheelhouse constraints
 
 help:
 	@echo 'make demo             slides to student in minutes: out/demo/report.html, out/demo/export'
 	@echo 'make test             lint, types, fast tests        make test-slow, make test-full: the longer ones'
+	@echo 'make dashboards       Prometheus and Grafana beside the Ray session of this machine, until Ctrl-C'
 	@echo 'make bench            list the measurements          make bench NAME=learns: run one'
 	@echo 'make lint, format     ruff and mypy                  make install: .venv with everything in constraints.txt'
 	@echo 'make wheelhouse       gather all wheels (3.3 GB) in ./wheelhouse, for'
@@ -100,3 +101,6 @@ endif
 
 demo: $(READY)
 	$(VENV)/bin/pathryoshka demo
+
+dashboards: $(READY)
+	$(VENV)/bin/pathryoshka dashboards

@@ -23,6 +23,7 @@ import yaml
 
 from pathryoshka import __version__, config, watch
 from pathryoshka.cli_ablate import ablate
+from pathryoshka.cli_dashboards import dashboards
 from pathryoshka.cli_datasets import datasets
 from pathryoshka.cli_evaluate import evaluate
 from pathryoshka.cli_options import FAILED, INTERRUPTED, TERMINATED, WRONG_USAGE, InOrder, run_options
@@ -96,6 +97,7 @@ cli.add_command(datasets)
 cli.add_command(evaluate)
 cli.add_command(ablate)
 cli.add_command(widths)
+cli.add_command(dashboards)
 
 
 @cli.command()

@@ -215,6 +215,9 @@ class Export(Section):
 class Metrics(Section):
     mlflow_uri: str | None = None
     wandb_project: str | None = None
+    dashboard: bool = Field(False, description="Ray's dashboard, by which Prometheus finds a session of our own")
+    cost_per_hour: float = Field(0, ge=0, description="of all machines of the run, in any currency; 0 = not known")
+    budget: float = Field(0, ge=0, description="spend at which an alert is raised; 0 = none")
 
 
 class Run(Section):
@@ -269,6 +272,8 @@ class Run(Section):
             raise ValueError("student.ema needs whole weights; set train.zero_stage to 0, 1 or 2, or student.ema=0")
         if self.evaluate.during.every and not self.evaluate.during.tiles:
             raise ValueError("evaluate.during.every needs evaluate.during.tiles to choose a checkpoint by")
+        if self.metrics.budget and not self.metrics.cost_per_hour:
+            raise ValueError("metrics.budget needs metrics.cost_per_hour")
         if not self.kinds:
             raise ValueError("loss.kinds gives neither summary nor tokens a weight; set e.g. loss.kinds.summary=1")
         train, counts = self.train, self.worker_counts

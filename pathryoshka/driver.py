@@ -24,7 +24,7 @@ from pathryoshka.distill.checkpoint import common_ledger
 from pathryoshka.distill.fit import fit_standardisers
 from pathryoshka.distill.learner import Entrant
 from pathryoshka.distill.stream import bytes_in_flight, bytes_per_row, execution_options, make_dataset
-from pathryoshka.distill.train import Job, stopped_uri, train_worker
+from pathryoshka.distill.train import Job, seconds_before, stopped_uri, train_worker
 from pathryoshka.features.store import open_store, refuse_other_teachers
 from pathryoshka.inputs import (
     in_order,
@@ -38,7 +38,8 @@ from pathryoshka.inputs import (
 )
 from pathryoshka.lease import Lease
 from pathryoshka.metrics import read_metrics
-from pathryoshka.session import console, ray_session
+from pathryoshka.observability.gauges import SEEN_S
+from pathryoshka.session import console, ray_session, shower
 from pathryoshka.teachers.licences import Terms, ledger, refuse_by_policy, terms
 from pathryoshka.teachers.pool import Facts, Shared, TeacherPool
 from pathryoshka.teachers.zoo import row_by_name
@@ -84,7 +85,7 @@ def prepared(
         beside: runs that train in lock-step with `run`, on one stream.
     """
     refuse_by_policy(run.licence.policy, {n: terms(row_by_name(t.model)) for n, t in run.teachers.models.items()})
-    runs = (run, *beside)
+    entered_at, runs = time.time(), (run, *beside)
     refuse_unlike(runs)
     storage.ensure_root(run.storage.root, run.storage)
     tiles = tiles_of(run)
@@ -99,9 +100,11 @@ def prepared(
         grid = student_grid(run)
         stored = open_store(run, plan, grid, tokens_kept(run, grid), say)
         asked = with_only(run, [name for name in run.teachers.models if not is_complete(stored, name)])
-        stack.enter_context(ray_session(logical_cpus(asked), say=say))
+        stack.enter_context(ray_session(logical_cpus(asked), dashboard=run.metrics.dashboard, say=say))
         refuse_too_few_devices(asked)
         lines = stack.enter_context(console(f"{run.name}/console", say))
+        began_at = entered_at - seconds_before(entrants[0].run_uri, run.storage)
+        show_start(entrants, lines, began_at)
         for lease in leases:
             stack.enter_context(watch.watch(lease))
         pool = None
@@ -118,7 +121,7 @@ def prepared(
         stream = make_stream(run, tiles, plan, grid, dims, stored)
         if shared is not None:
             stream = replace(stream, directory=shared.directory)
-        job = Job(run, entrants[0].run_uri, entrants[0].token, stream, lines, beside=entrants[1:])
+        job = Job(run, entrants[0].run_uri, entrants[0].token, stream, lines, began_at, beside=entrants[1:])
         announce(job, facts, say)
         for line in ledger(agreed):
             say(line)
@@ -143,6 +146,18 @@ def begin(runs: Sequence[config.Run], leases: Sequence[Lease], say: Say) -> tupl
         checkpoint.record_attempt(uri, lease.token, run.storage, at_most=step)
         say(f"run {uri}: attempt {lease.token}, {f'continuing from step {step}' if step else 'from the start'}")
     return tuple(Entrant(run, uri, lease.token) for run, uri, lease in zip(runs, uris, leases, strict=True))
+
+
+def show_start(entrants: Sequence[Entrant], lines: str, began_at: float) -> None:
+    """What Prometheus hears before the first log line: an alert on a run that trains nothing needs it."""
+    at = {"logged_at": time.time(), "began_at": began_at}
+    ledger = common_ledger([entrant.run_uri for entrant in entrants], entrants[0].run.storage)[1]
+    for entrant in entrants:
+        plan, cfg = entrant.run.plan, entrant.run.metrics
+        price = {"cost_per_hour": cfg.cost_per_hour} if cfg.cost_per_hour else {}
+        limit = {"budget": cfg.budget} if cfg.budget else {}
+        views = {"views": float(ledger.count), "views_planned": float(plan.num_views)}
+        shower(lines, entrant.run.name)(at | views | price | limit)
 
 
 def refuse_unlike(runs: Sequence[config.Run]) -> None:
@@ -232,6 +247,8 @@ def train(job: Job, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:
         finally:
             signal.signal(signal.SIGINT, before)
     if storage.exists(stopped_uri(job), run.storage):
+        if run.metrics.dashboard or os.environ.get("RAY_ADDRESS"):
+            time.sleep(SEEN_S)  # the console shows why, and goes with the driver
         raise JobError(storage.read_json(stopped_uri(job), run.storage)["reason"])
 
 

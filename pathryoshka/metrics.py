@@ -1,4 +1,7 @@
-"""What is logged, and where to: a line for people, a JSON line for programs, TensorBoard, and what the config adds."""
+"""What is logged, and where to: a line for people, a JSON line for programs, TensorBoard, and what the config adds.
+
+Prometheus hears of it through `session.Console`, which outlives the workers.
+"""
 
 from __future__ import annotations
 
@@ -29,25 +32,15 @@ class RunLog:
         self.lines = [line for line in read_metrics(run_uri, run.storage) if line["step"] <= start_step]
         self.events = local / "tensorboard" / f"attempt_{token:06d}"
         self.board = SummaryWriter(str(self.events), flush_secs=10)
-        self.gauges: dict[str, Any] = {}
         self.trackers = list(open_trackers(run))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self.lines.append({"step": step, "time": time.time(), **values})
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
-            self.gauge(name, value)
         for track in self.trackers:
             track(step, values)
         self.say(progress_line(step, values))
-
-    def gauge(self, name: str, value: float) -> None:
-        from ray.util.metrics import Gauge
-
-        key = "pathryoshka_" + "".join(c if c.isalnum() else "_" for c in name)
-        if key not in self.gauges:
-            self.gauges[key] = Gauge(key, description=f"{name} of a distillation run", tag_keys=("run",))
-        self.gauges[key].set(value, tags={"run": self.run.name})
 
     def flush(self) -> None:
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in self.lines)
@@ -63,6 +56,11 @@ def read_metrics(run_uri: str, cfg: config.Storage) -> list[dict[str, Any]]:
     if not storage.exists(uri, cfg):
         return []
     return [json.loads(line) for line in io.BytesIO(storage.read_bytes(uri, cfg))]
+
+
+def unexplained(values: dict[str, float]) -> dict[str, float]:
+    """{teacher: fraction unexplained} of a log line."""
+    return {key.split("/")[1]: v for key, v in values.items() if key.startswith("unexplained/") and key.count("/") == 1}
 
 
 def open_trackers(run: config.Run) -> list[Callable[[int, dict[str, float]], None]]:
@@ -84,8 +82,7 @@ def open_trackers(run: config.Run) -> list[Callable[[int, dict[str, float]], Non
 
 def progress_line(step: int, values: dict[str, float]) -> str:
     """`step 120/400  loss .52  lite0 .48 lite1 .51 | 160 tiles/s, waits 12 %, slowest: lite2 165/s | 2 min left`."""
-    teachers = sorted(key.split("/")[1] for key in values if key.startswith("unexplained/") and key.count("/") == 1)
-    shares = "  ".join(f"{name} {values[f'unexplained/{name}']:.3f}" for name in teachers)
+    shares = "  ".join(f"{name} {value:.3f}" for name, value in sorted(unexplained(values).items()))
     rates = {key.removeprefix("rate/"): v for key, v in values.items() if key.startswith("rate/")}
     slowest = min(rates, key=lambda name: rates[name]) if rates else "-"
     left = values["seconds_left"]

@@ -21,6 +21,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pathryoshka.observability.gauges import RUN, Gauges
+
 NUM_STARTS = 4
 
 
@@ -135,11 +137,15 @@ def end_actors(actors: Mapping[str, ActorHandle]) -> None:
 @ray.remote
 class Console:
     """What the driver and the processes of its run say to each other: lines for its terminal, without Ray's prefixes,
-    and whether it was told to end."""
+    figures for Prometheus, and whether it was told to end."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.told = False
+        self.gauges = Gauges("pathryoshka_run", RUN, ("run",))
+
+    def show(self, run: str, values: dict[str, float]) -> None:
+        self.gauges.show({"run": run}, values)
 
     def put(self, line: str) -> None:
         self.lines.append(line)
@@ -157,7 +163,7 @@ class Console:
 
 @contextlib.contextmanager
 def console(name: str, say: Callable[[str], None]) -> Iterator[str]:
-    """Starts a `Console` and a thread that says its lines; yields its name for `speaker`."""
+    """Starts a `Console` and a thread that says its lines; yields its name for `speaker` and `shower`."""
     actor = Console.options(name=name, **beside_the_driver()).remote()  # type: ignore[attr-defined]
     stop = threading.Event()
 
@@ -187,3 +193,11 @@ def speaker(name: str | None) -> Callable[[str], None]:
         return print
     actor = ray.get_actor(name)
     return lambda line: actor.put.remote(line)
+
+
+def shower(name: str | None, run: str) -> Callable[[dict[str, float]], None]:
+    """A function that shows figures of a run (`gauges.RUN`) to Prometheus, from the console's process."""
+    if name is None:
+        return lambda values: None
+    actor = ray.get_actor(name)
+    return lambda values: actor.show.remote(run, values)

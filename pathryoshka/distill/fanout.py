@@ -17,6 +17,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
+from pathryoshka.observability.gauges import FLIGHT, Gauges
+
 Answer = tuple[np.ndarray, np.ndarray, float]
 """Summary, tokens, seconds: what a replica's `embed` returns."""
 RETRY_S = 0.5
@@ -42,6 +44,9 @@ class FanOut:
         self.members: dict[str, list[ActorHandle]] = {}
         self.version, self.refreshed = -1, 0.0
         self.load: Counter[Any] = Counter()
+        self.asked: Counter[str] = Counter()
+        self.owner = {"run": directory.removesuffix("/directory")}
+        self.gauges = Gauges("pathryoshka_teacher_in_flight", FLIGHT, ("run",))
 
     async def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         views, token_pos = batch["views"][0], batch["token_pos"][0]
@@ -74,6 +79,17 @@ class FanOut:
         return summary, tokens, seconds
 
     async def ask(self, teacher: str, views: ray.ObjectRef, token_pos: np.ndarray) -> Answer:
+        self.count(teacher, len(token_pos))
+        try:
+            return await self.ask_until_answered(teacher, views, token_pos)
+        finally:
+            self.count(teacher, -len(token_pos))
+
+    def count(self, teacher: str, views: int) -> None:
+        self.asked[teacher] += views
+        self.gauges.show(self.owner, {f"views/{teacher}": float(self.asked[teacher])})
+
+    async def ask_until_answered(self, teacher: str, views: ray.ObjectRef, token_pos: np.ndarray) -> Answer:
         while True:
             replica = await self.pick(teacher)
             self.load[replica] += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Learner:
         dims: teacher -> (summary width, token width).
         ref: the checkpoint to continue from, none = from the start.
         say: takes rank 0's lines.
+        show: takes rank 0's figures to Prometheus.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Learner:
         world_size: int,
         scratch: Path,
         say: Callable[[str], None],
+        show: Callable[[dict[str, float]], None],
     ):
         self.entrant, self.run, self.rank, self.world_size = entrant, entrant.run, rank, world_size
         self.scratch = scratch / entrant.run.name
@@ -76,6 +79,7 @@ class Learner:
             if rank == 0
             else None
         )
+        self.show = show if rank == 0 else lambda values: None
         self.metrics: list[Metrics] = []
 
     def __enter__(self) -> Learner:
@@ -142,6 +146,7 @@ class Learner:
         """After rank 0 has uploaded: publish the records, note the best checkpoint of the run, drop the old ones."""
         if self.log:
             self.log.flush()
+        self.show({"checkpoint_at": time.time()})
         best = checkpoint.best(self.entrant.run_uri, self.run.storage)
         if not self.run.evaluate.during.every and (best is None or loss < best["loss"]):
             best = {"checkpoint": here.name, "loss": loss}

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from pathryoshka.distill.learner import Entrant, Learner
 from pathryoshka.distill.notice import Notice
 from pathryoshka.distill.stream import Stream, micro_batch_of
 from pathryoshka.memory import keep_freed_memory, peak_memory_mib
-from pathryoshka.session import speaker
+from pathryoshka.session import shower, speaker
 from pathryoshka.tiles.ledger import Ledger
 from pathryoshka.tiles.views import student_view
 
@@ -39,7 +39,8 @@ class Job:
     Attributes:
         token: the attempt, which is the lease's token.
         console: name of the actor that brings lines to the driver's terminal.
-        max_steps: stop after so many optimizer steps (a rehearsal), None = the whole plan.
+        began_at: when the run would have begun had it never paused, in seconds of Unix time.
+        max_steps: stop after so many optimizer steps (a rehearsal, which shows nothing), None = the whole plan.
         beside: runs that train in lock-step with this one, on the same stream.
     """
 
@@ -48,6 +49,7 @@ class Job:
     token: int
     stream: Stream
     console: str | None = None
+    began_at: float = field(default_factory=time.time)
     max_steps: int | None = None
     beside: tuple[Entrant, ...] = ()
 
@@ -84,7 +86,7 @@ def train_worker(job: Job) -> None:
     with contextlib.ExitStack() as stack:
         learners = [
             stack.enter_context(
-                Learner(entrant, job.stream.dims, ref, device, rank, world_size, scratch, speak(job, entrant))
+                Learner(entrant, job.stream.dims, ref, device, rank, world_size, scratch, *ways(job, entrant))
             )
             for entrant, ref in zip(job.entrants, refs, strict=True)
         ]
@@ -105,6 +107,8 @@ def train_worker(job: Job) -> None:
                 values = {learner.run.name: learner.read(presented) | shared for learner in learners}
                 stopped = next(filter(None, (why_stop(each, done) for each in values.values())), None)
                 ray.train.report({"step": done, **values[run.name]})
+                for learner in learners:
+                    learner.show(values[learner.run.name] | {"logged_at": time.time()})
                 if stopped:  # every rank read the same sums; a restart would only run into it again
                     if rank == 0:
                         storage.write_json(stopped_uri(job), {"reason": stopped}, run.storage)
@@ -123,10 +127,11 @@ def train_worker(job: Job) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def speak(job: Job, entrant: Entrant) -> Callable[[str], None]:
-    """Takes lines to the driver's terminal; of several students each says who it is."""
+def ways(job: Job, entrant: Entrant) -> tuple[Callable[[str], None], Callable[[dict[str, float]], None]]:
+    """Takes lines to the driver's terminal, of several students each says who it is; and figures to Prometheus."""
     say = speaker(job.console)
-    return (lambda line: say(f"{entrant.run.name}: {line}")) if job.beside else say
+    show = shower(job.console if job.max_steps is None else None, entrant.run.name)
+    return (lambda line: say(f"{entrant.run.name}: {line}")) if job.beside else say, show
 
 
 def stream_batches(shard: Any, ledger: Ledger, prefetch: int, meter: Meter) -> Iterator[dict[str, np.ndarray]]:
@@ -190,14 +195,24 @@ def stopped_uri(job: Job) -> str:
 
 
 def note_progress(job: Job, presented: int) -> None:
-    """How far this attempt came, so that the next one can say what was rolled back."""
-    uri = storage.join(job.run_uri, "progress.json")
-    storage.write_json(uri, {"token": job.token, "presented": presented}, job.run.storage)
+    """How far this attempt came and what time it took, so that the next one can say what was rolled back and spent."""
+    so_far = {"token": job.token, "presented": presented, "seconds": time.time() - job.began_at}
+    storage.write_json(progress_uri(job.run_uri), so_far, job.run.storage)
+
+
+def progress_uri(run_uri: str) -> str:
+    return storage.join(run_uri, "progress.json")
+
+
+def seconds_before(run_uri: str, cfg: config.Storage) -> float:
+    """Seconds that earlier attempts of a run took."""
+    uri = progress_uri(run_uri)
+    return float(storage.read_json(uri, cfg).get("seconds", 0.0)) if storage.exists(uri, cfg) else 0.0
 
 
 def note_rollback(job: Job, ledger: Ledger) -> None:
     """Adds what the previous workers presented after the checkpoint we start from to `<run>/rollbacks.json`."""
-    progress, rollbacks = (storage.join(job.run_uri, f"{name}.json") for name in ("progress", "rollbacks"))
+    progress, rollbacks = progress_uri(job.run_uri), storage.join(job.run_uri, "rollbacks.json")
     cfg = job.run.storage
     if not storage.exists(progress, cfg):
         return
@@ -244,6 +259,6 @@ class Meter:
         values["tiles_per_s"] = self.steps * self.run.train.global_batch / elapsed
         values["wait_share"] = self.waited / elapsed
         values |= {"views": float(presented), "num_steps": float(last)}
-        values["seconds_left"] = (last - step) * elapsed / self.steps
+        values |= {"seconds_left": (last - step) * elapsed / self.steps, "line_seconds": elapsed}
         self.reset()
         return values

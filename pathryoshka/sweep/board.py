@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from pathryoshka.sweep.gauges import Gauges
+from pathryoshka.observability.gauges import TRIAL, Gauges
 
 
 @dataclass
@@ -31,7 +31,8 @@ class Running:
 @ray.remote
 class Board:
     def __init__(self, sweep: str) -> None:
-        self.gauges = Gauges(sweep)
+        self.sweep = sweep
+        self.gauges = Gauges("pathryoshka_trial", TRIAL, ("sweep", "trial"))
         self.trials: dict[str, Running] = {}
 
     def start(self, trial: str, job: Any) -> None:
@@ -47,10 +48,10 @@ class Board:
         """A log line, from Ray Train's controller."""
         if trial in self.trials:
             self.trials[trial].lines.append(values)
-            self.gauges.show(trial, values)
+            self.show(trial, values)
 
     def show(self, trial: str, values: dict[str, float]) -> None:
-        self.gauges.show(trial, values)
+        self.gauges.show({"sweep": self.sweep, "trial": trial}, values)
 
     def take(self, trial: str) -> tuple[list[dict[str, float]], dict[str, float] | None, str | None]:
         """(lines since the last call, values if it finished, sentence if it failed)."""

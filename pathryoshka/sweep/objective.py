@@ -20,7 +20,7 @@ from pathryoshka.driver import Ready, Result
 from pathryoshka.evaluate.compare import evaluate
 from pathryoshka.evaluate.contenders import Contender
 from pathryoshka.inputs import make_stream, plan_of, student_grid, tiles_of
-from pathryoshka.sweep.gauges import unexplained
+from pathryoshka.metrics import unexplained
 from pathryoshka.sweep.space import Sweep
 from pathryoshka.teachers import standardize
 from pathryoshka.tiles.ledger import Ledger

@@ -14,9 +14,8 @@ from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
 from pathryoshka.distill.learner import Entrant
 from pathryoshka.driver import Ready, Result, fit, prepared, refuse_unlike
-from pathryoshka.metrics import read_metrics
+from pathryoshka.metrics import read_metrics, unexplained
 from pathryoshka.sweep.follow import spent
-from pathryoshka.sweep.gauges import unexplained
 from pathryoshka.sweep.objective import measure
 from pathryoshka.sweep.record import Recorder, Trial, outcome_uri
 from pathryoshka.sweep.space import Point, Sweep, describe, points, short

@@ -22,6 +22,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from pathryoshka import config
 from pathryoshka.memory import keep_freed_memory, peak_memory_mib
+from pathryoshka.observability.gauges import POOL, Gauges
 from pathryoshka.session import beside_the_driver, end_actors
 
 MAX_FAILED_STARTS = 3
@@ -184,6 +185,7 @@ class Member:
     actor: ActorHandle
     ping: ray.ObjectRef
     ready: bool = False
+    process: tuple[str, int] | None = None
 
 
 @dataclass
@@ -207,11 +209,13 @@ class TeacherPool:
     failure: str | None = None
     members: list[Member] = field(default_factory=list)
     failed_starts: dict[str, int] = field(default_factory=dict)
+    restarts: dict[str, int] = field(default_factory=dict)
     awaited: bool = False
 
     def __enter__(self) -> TeacherPool:
         self.stop = threading.Event()
         self.changed = threading.Condition()
+        self.gauges = Gauges("pathryoshka_teacher", POOL, ("run",))
         name = f"{self.prefix}/directory"
         self.directory = Directory.options(name=name, **beside_the_driver()).remote()  # type: ignore[attr-defined]
         for name in self.teachers.models:
@@ -223,6 +227,7 @@ class TeacherPool:
     def __exit__(self, *_: object) -> None:
         self.stop.set()
         self.thread.join(timeout=10)
+        self.gauges.stopped.set()
         replicas = {f"{self.prefix}/{m.teacher}/{m.number}": m.actor for m in self.members}
         end_actors(replicas | {f"{self.prefix}/directory": self.directory})
 
@@ -286,6 +291,7 @@ class TeacherPool:
     def supervise(self) -> None:
         while not self.stop.wait(TICK_S):
             changes = [self.look_after(member) for member in list(self.members)]
+            self.gauges.show({"run": self.prefix}, self.health())
             if any(changes) or self.failure:
                 with self.changed:
                     self.changed.notify_all()
@@ -307,8 +313,11 @@ class TeacherPool:
             return False
         was = member.ready
         try:
-            self.facts[member.teacher] = ray.get(member.ping)
+            facts = self.facts[member.teacher] = ray.get(member.ping)
             member.ready, self.failed_starts[member.teacher] = True, 0
+            if member.process not in (None, (facts.node, facts.pid)):
+                self.restarts[member.teacher] = self.restarts.get(member.teacher, 0) + 1
+            member.process = facts.node, facts.pid
         except ActorUnavailableError:  # its node is gone or it restarts: no start that failed
             member.ready = False
         except (RayTaskError, RayActorError) as error:
@@ -317,6 +326,18 @@ class TeacherPool:
                 self.count_failed_start(member.teacher, error)
         member.ping = member.actor.ready.remote()
         return was != member.ready
+
+    def health(self) -> dict[str, float]:
+        """What is shown of the pool (`gauges.POOL`)."""
+        out: dict[str, float] = {}
+        for name in self.teachers.models:
+            mine = [member for member in self.members if member.teacher == name]
+            out |= {f"ready/{name}": float(sum(member.ready for member in mine)), f"wanted/{name}": float(len(mine))}
+            out |= {
+                f"{what}/{name}": float(counts.get(name, 0))
+                for what, counts in (("restarts", self.restarts), ("failed_starts", self.failed_starts))
+            }
+        return out
 
     def count_failed_start(self, teacher: str, error: Exception) -> None:
         words = str(error.cause if isinstance(error, RayTaskError) else error).strip().splitlines() or [repr(error)]
