@@ -25,6 +25,7 @@ from pathryoshka.cli_ablate import ablate
 from pathryoshka.cli_datasets import datasets
 from pathryoshka.cli_evaluate import evaluate
 from pathryoshka.cli_options import FAILED, INTERRUPTED, WRONG_USAGE, InOrder, run_options
+from pathryoshka.cli_serve import serve
 from pathryoshka.cli_store import store
 from pathryoshka.cli_sweep import sweep, widths
 from pathryoshka.cli_teachers import teachers
@@ -115,6 +116,9 @@ def verify(run: config.Run, path: str) -> None:
     from pathryoshka.export.verify import verify
 
     click.echo(verify(path, run.storage))
+
+
+cli.add_command(serve)
 
 
 @cli.command()
