@@ -23,8 +23,8 @@ from pathryoshka.cli_options import run_options
               "there is none  [default: ~/.pathryoshka/token]")  # fmt: skip
 @click.option("--no-token", is_flag=True, help="let anyone on this machine ask; only with a loopback host")
 def serve(
-    model: str,
     run: config.Run,
+    model: str,
     index: str | None,
     slides: str | None,
     host: str,

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -178,11 +179,16 @@ def make_door(house: House) -> Gate:
             raise Refused(404, "the index has no picture of this tile")
         return Response(image, media_type=media_type(image))
 
+    @cache
+    def about(slide_id: str) -> schema.SlideInfo:
+        places = house.index.on_slide(slide_id)[0] if house.index is not None else np.empty((0, 3))
+        side = float(np.median(places[:, 2])) if len(places) else None
+        return house.slides.info(slide_id, len(places), side, facts["size"])
+
     @app.get("/v1/slides")
     async def slides() -> list[schema.SlideInfo]:
         """Slides to look at."""
-        counts = house.index.slide_ids() if house.index is not None else {}
-        return await aside(house.slides.infos, counts)
+        return await aside(lambda: [about(slide_id) for slide_id in house.slides.paths])
 
     @app.get("/v1/slides/{slide_id}/deep-zoom/{level}/{column}/{row}.jpeg", response_class=Response)
     async def deep_zoom(slide_id: str, level: int, column: int, row: int) -> Response:
@@ -192,9 +198,7 @@ def make_door(house: House) -> Gate:
     @app.get("/v1/slides/{slide_id}/region", response_class=Response)
     async def region(slide_id: str, x: float, y: float, side: float | None = None) -> Response:
         """A square of a slide as PNG, by its middle in pixels of level 0; its side is that of the index's tiles."""
-        if side is None and house.index is not None:
-            places, _ = house.index.on_slide(slide_id)
-            side = float(np.median(places[:, 2])) if len(places) else None
+        side = side if side is not None else (await aside(about, slide_id)).side
         pixels = await aside(house.slides.region, slide_id, x, y, side, facts["size"])
         return Response(await aside(png, pixels), media_type="image/png")
 

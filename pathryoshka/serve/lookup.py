@@ -30,8 +30,6 @@ class Index(Protocol):
 
     def image(self, tile_id: str) -> bytes | None: ...
 
-    def slide_ids(self) -> dict[str, int]: ...
-
     def on_slide(self, slide_id: str) -> tuple[np.ndarray, np.ndarray]: ...
 
 
@@ -72,12 +70,6 @@ class TableIndex:
     def image(self, tile_id: str) -> bytes | None:
         at = pa.compute.index(self.table["tile_id"], tile_id).as_py()
         return self.table["image"][at].as_py() if at >= 0 else None
-
-    def slide_ids(self) -> dict[str, int]:
-        """slide -> how many of its tiles have a place on it."""
-        placed = self.table.filter(self.table["left"].is_valid())
-        counts = placed["slide_id"].value_counts().to_pylist()
-        return {one["values"]: one["counts"] for one in counts}
 
     def on_slide(self, slide_id: str) -> tuple[np.ndarray, np.ndarray]:
         """fp64 [N, 3] left, top, side and fp32 [N, D] of the tiles of a slide that have a place."""

@@ -88,9 +88,7 @@ class SlideInfo(Said):
     slide_id: str
     width: int
     height: int
-    mpp: float | None
-    num_tiles: int
-    """Of it in the index: what a heat map is made of."""
+XX the index: what a heat map is made of."""
 
 
 class Likeness(Said):

@@ -133,10 +133,6 @@ class Running:
         self.version += 1
         return facts["model_id"]
 
-    def drain(self) -> None:
-        """Ends the doors when they have answered what they have begun; then there is no service."""
-        serve.delete(DOOR)
-
 
 def wait_until_replaced(seconds: float) -> None:
     """Returns when no old door is left that might still ask old students."""
@@ -164,8 +160,10 @@ def running(service: Service) -> Iterator[Running]:
     try:
         up = Running(service)
         up.deploy(service.model, service.index)
-        yield up
-        up.drain()
+        try:
+            yield up
+        finally:
+            serve.delete(DOOR)  # returns when what was begun has been answered
     finally:
         serve.shutdown()
 

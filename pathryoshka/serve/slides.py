@@ -34,13 +34,11 @@ class Slides:
 
     paths: Mapping[str, str]
 
-    def infos(self, counts: Mapping[str, int]) -> list[SlideInfo]:
-        """Those that can be opened; `counts`: their tiles in the index."""
-        return [
-            SlideInfo(slide_id=name, width=size[0], height=size[1], mpp=mpp, num_tiles=counts.get(name, 0))
-            for name, path in self.paths.items()
-            for _, _, size, mpp in (opened(path),)
-        ]
+    def info(self, slide_id: str, num_tiles: int, side: float | None, size: int) -> SlideInfo:
+        """Facts of a slide. `side`: of its tiles in the index, if any; else what a student of `size` pixels sees."""
+        _, _, (width, height), mpp = opened(self.path(slide_id))
+        side = side or size * (MPP / mpp if mpp else 1)
+        return SlideInfo(slide_id=slide_id, width=width, height=height, mpp=mpp, side=side, num_tiles=num_tiles)
 
     def path(self, slide_id: str) -> str:
         if slide_id not in self.paths:
@@ -58,10 +56,9 @@ class Slides:
         tile.convert("RGB").save(sink, "JPEG", quality=QUALITY)
         return sink.getvalue()
 
-    def region(self, slide_id: str, x: float, y: float, side: float | None, size: int) -> np.ndarray:
+    def region(self, slide_id: str, x: float, y: float, side: float, size: int) -> np.ndarray:
         """The square with its middle at (x, y), in pixels of level 0, as uint8 [size, size, 3], white outside."""
-        slide, _, (width, height), mpp = opened(self.path(slide_id))
-        side = side or size * (MPP / mpp if mpp else 1)
+        slide, _, (width, height), _ = opened(self.path(slide_id))
         if not (math.isfinite(x) and math.isfinite(y) and 0 <= x <= width and 0 <= y <= height):
             raise Refused(422, f"x and y lie within the slide, 0 to {width} and 0 to {height}")
         if not 1 <= side <= LARGEST_SIDE:
