@@ -1,7 +1,7 @@
 """A typed client of the service. Asks again, after as long as it is told, where the service is busy or restarts.
 
-    >>> client = Client("http://127.0.0.1:8000", token)
-    >>> client.embed("tile.png", width=64).vector
+>>> client = Client("http://127.0.0.1:8000", token)
+>>> client.embed("tile.png", width=64).vector
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pathryoshka.page import page, table
 def docs_page(openapi: Mapping[str, Any]) -> str:
     """HTML of all routes: what they take, what they answer, and a line for a shell."""
     parts = [
-        f'<h1>{escape(openapi["info"]["title"])} {escape(openapi["info"]["version"])}</h1>',
+        f"<h1>{escape(openapi['info']['title'])} {escape(openapi['info']['version'])}</h1>",
         f'<p class="lead">{escape(openapi["info"]["description"])}</p>',
         "<p>Requests bear the token: <code>Authorization: Bearer &lt;token&gt;</code>. An error is JSON with one "
         'sentence. The same as a document for programs: <a href="/openapi.json">openapi.json</a>.</p>',
@@ -25,7 +25,10 @@ def docs_page(openapi: Mapping[str, Any]) -> str:
 
 def route(path: str, method: str, said: Mapping[str, Any]) -> str:
     taken = [
-        ("", [f"<code>{escape(one['name'])}</code>", one["in"], kind(one["schema"]), escape(one.get("description", ""))])
+        (
+            "",
+            [f"<code>{escape(one['name'])}</code>", one["in"], kind(one["schema"]), escape(one.get("description", ""))],
+        )
         for one in said.get("parameters", ())
     ]
     body = said.get("requestBody", {}).get("content", {})

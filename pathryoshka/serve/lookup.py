@@ -91,5 +91,7 @@ def open_index(path: str | Path, model_id: str) -> TableIndex:
     table = pq.read_table(path, page_checksum_verification=True)
     made_by = (table.schema.metadata or {}).get(MODEL_ID, b"").decode()
     if made_by != model_id:
-        raise ValueError(f"{path} was made by model {made_by[:12] or 'unknown'}, not {model_id[:12]}; embed the tiles again")
+        raise ValueError(
+            f"{path} was made by model {made_by[:12] or 'unknown'}, not {model_id[:12]}; embed the tiles again"
+        )
     return TableIndex(model_id, table, as_matrix(table["vector"]).astype(np.float32))

@@ -14,7 +14,6 @@ from pathryoshka.serve.service import Service, logical_cpus, running
 from pathryoshka.serve.token import DEFAULT, digest, token_in
 from pathryoshka.session import ray_session
 
-
 POLL_S = 0.3
 
 

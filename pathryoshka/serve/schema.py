@@ -88,7 +88,11 @@ class SlideInfo(Said):
     slide_id: str
     width: int
     height: int
-XX the index: what a heat map is made of."""
+    mpp: float | None
+    side: float
+    """Of a tile, in pixels of level 0."""
+    num_tiles: int
+    """Of it in the index: what a heat map is made of."""
 
 
 class Likeness(Said):

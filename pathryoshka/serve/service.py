@@ -171,5 +171,3 @@ def running(service: Service) -> Iterator[Running]:
 def logical_cpus(service: Service) -> int:
     """What the session must announce: old and new students side by side during a swap."""
     return 2 * service.replicas + 1
-
-

@@ -95,7 +95,9 @@ def find_slides(folder: str | Path | None) -> Slides:
     try:
         import openslide
     except ImportError:
-        raise ValueError("slides are read with openslide, which is not installed; pip install 'pathryoshka[slides]'") from None
+        raise ValueError(
+            "slides are read with openslide, which is not installed; pip install 'pathryoshka[slides]'"
+        ) from None
     files = sorted(file for file in Path(folder).iterdir() if file.is_file()) if Path(folder).is_dir() else []
     found = {file.stem: str(file.resolve()) for file in files if openslide.OpenSlide.detect_format(str(file))}
     if not found:

@@ -49,6 +49,8 @@ class Refused(Exception):
         self.headers = {"retry-after": str(retry_s)} if retry_s is not None else {}
         if status == 401:
             self.headers["www-authenticate"] = "Bearer"
+        if status in (408, 413):
+            self.headers["connection"] = "close"  # else the server reads on, to throw it away
 
 
 def decoded(data: bytes, limits: Limits) -> np.ndarray:
@@ -76,7 +78,9 @@ def decoded(data: bytes, limits: Limits) -> np.ndarray:
     try:
         return as_rgb(image)
     except Exception:
-        raise Refused(422, "the image is damaged or cut off, or its pixels have no fixed range; save it again") from None
+        raise Refused(
+            422, "the image is damaged or cut off, or its pixels have no fixed range; save it again"
+        ) from None
 
 
 def view_of(data: bytes, limits: Limits, size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The page: plain HTML, CSS and ES modules beside this file, served as they are; no build step, nothing from the net."""
+"""The page: plain HTML, CSS and ES modules beside this file, served as they are; no build, nothing from the net."""
 
 from __future__ import annotations
 

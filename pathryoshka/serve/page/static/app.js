@@ -75,7 +75,8 @@ function drawNeighbours() {
   const all = new Set(state.found.by_width[state.model.width].map((hit) => hit.tile_id));
   $("neighbours").replaceChildren(...hits.map((hit) => card(hit, all.has(hit.tile_id))));
   const shared = hits.filter((hit) => all.has(hit.tile_id)).length;
-  $("summary").textContent = width() === state.model.width
+  if (!hits.length) $("summary").textContent = "Nothing is left: every tile of the index is from this slide.";
+  else $("summary").textContent = width() === state.model.width
     ? `The ${hits.length} nearest of ${state.found.num_tiles} tiles by all numbers.`
     : `${shared} of these ${hits.length} are also the nearest by all ${state.model.width} numbers; the others have a dashed frame.`;
 }
