@@ -42,8 +42,14 @@ def an_image(rng: Random) -> bytes:
 
 def png_claiming(width: int, height: int) -> bytes:
     """A PNG whose header claims a size, with a few bytes of pixels."""
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
-    chunks = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts]
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0" * 1000)),
+        (b"IEND", b""),
+    ]
+    chunks = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
@@ -55,8 +61,17 @@ JSON = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
 
 
 def wrong_type(rng: Random) -> Bad:
-    other = rng.choice([saved(a_tile(rng), "GIF"), saved(a_tile(rng), "BMP"), saved(a_tile(rng), "TIFF"), b"%PDF-1.7 ...",
-                        b"<svg xmlns='http://www.w3.org/2000/svg'/>", rng.randbytes(rng.randrange(1, 5000)), b"hello"])  # fmt: skip
+    other = rng.choice(
+        [
+            saved(a_tile(rng), "GIF"),
+            saved(a_tile(rng), "BMP"),
+            saved(a_tile(rng), "TIFF"),
+            b"%PDF-1.7 ...",
+            b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+            rng.randbytes(rng.randrange(1, 5000)),
+            b"hello",
+        ]
+    )
     return Bad("wrong type", {415}, body=other)
 
 
@@ -105,17 +120,41 @@ def huge_json(rng: Random) -> Bad:
 
 
 def bad_json(rng: Random) -> Bad:
-    body = rng.choice([b"", b"{", b"null", b"[]", b"1e999999", b'{"images": "x"}', b'{"images": [1]}', batch([]), batch(["a"]),
-                       b'{"images": ["\xff"]}', batch([None]), batch([{}]), b"\xff\xfe", batch(["aGVsbG8="], wdith=3),
-                       batch(["aGVsbG8="], width="wide"), batch(["aGVsbG8="], width=10**30), batch(["aGVsbG8="], width=-1),
-                       b'{"images": ["aGVsbG8="], "width": NaN}', b'{"images": ["aGVsbG8="], "width": 1e999}'])  # fmt: skip
+    body = rng.choice(
+        [
+            b"",
+            b"{",
+            b"null",
+            b"[]",
+            b"1e999999",
+            b'{"images": "x"}',
+            b'{"images": [1]}',
+            batch([]),
+            batch(["a"]),
+            b'{"images": ["\xff"]}',
+            batch([None]),
+            batch([{}]),
+            b"\xff\xfe",
+            batch(["aGVsbG8="], wdith=3),
+            batch(["aGVsbG8="], width="wide"),
+            batch(["aGVsbG8="], width=10**30),
+            batch(["aGVsbG8="], width=-1),
+            b'{"images": ["aGVsbG8="], "width": NaN}',
+            b'{"images": ["aGVsbG8="], "width": 1e999}',
+        ]
+    )
     return Bad("bad JSON", {400, 415, 422}, path="/v1/embed/batch", body=body, headers=JSON)
 
 
 def one_bad_of_several(rng: Random) -> Bad:
     images = [an_image(rng), png_claiming(50_000, 50_000), an_image(rng)]
-    return Bad("one bad of several", {413}, path="/v1/embed/batch", headers=JSON,
-               body=batch([base64.b64encode(image).decode() for image in images]))  # fmt: skip
+    return Bad(
+        "one bad of several",
+        {413},
+        path="/v1/embed/batch",
+        headers=JSON,
+        body=batch([base64.b64encode(image).decode() for image in images]),
+    )
 
 
 def too_long(rng: Random) -> Bad:
@@ -124,36 +163,87 @@ def too_long(rng: Random) -> Bad:
 
 
 def bad_query(rng: Random) -> Bad:
-    query = rng.choice(["width=abc", "width=-1", "width=0", "width=1e3", f"width={10**40}", "width=17", "width=", "k=0", "k=-5",
-                        "k=1000000000", "k=x", "width=16&width=17", "width=%00", "width=" + "9" * 5000])  # fmt: skip
+    query = rng.choice(
+        [
+            "width=abc",
+            "width=-1",
+            "width=0",
+            "width=1e3",
+            f"width={10**40}",
+            "width=17",
+            "width=",
+            "k=0",
+            "k=-5",
+            "k=1000000000",
+            "k=x",
+            "width=16&width=17",
+            "width=%00",
+            "width=" + "9" * 5000,
+        ]
+    )
     path = "/v1/search?" if "k=" in query or query.count("width") > 1 else "/v1/embed?"
     return Bad("bad query", {422}, path=path + query, body=saved(a_tile(rng), "PNG"))
 
 
 def path_trick(rng: Random) -> Bad:
-    up = rng.choice(["../", "..%2f", "%2e%2e/", "%2e%2e%2f", "..%5c", "....//", "%252e%252e%252f"]) * rng.randrange(1, 9)
-    path = rng.choice([f"/{up}etc/passwd", f"/page/{up}etc/passwd", f"/page/{up}service.py", f"/v1/tiles/{up}etc/passwd",
-                       f"/v1/slides/{up}etc/passwd/region?x=1&y=1", "/v1/tiles/%00", "/page/%00", "//etc/passwd",
-                       f"/v1/slides/{quote('a' * 3000)}/deep-zoom/0/0/0.jpeg", "/v1/tiles/" + "a/" * 1000])  # fmt: skip
+    up = rng.choice(["../", "..%2f", "%2e%2e/", "%2e%2e%2f", "..%5c", "....//", "%252e%252e%252f"]) * rng.randrange(
+        1, 9
+    )
+    path = rng.choice(
+        [
+            f"/{up}etc/passwd",
+            f"/page/{up}etc/passwd",
+            f"/page/{up}service.py",
+            f"/v1/tiles/{up}etc/passwd",
+            f"/v1/slides/{up}etc/passwd/region?x=1&y=1",
+            "/v1/tiles/%00",
+            "/page/%00",
+            "//etc/passwd",
+            f"/v1/slides/{quote('a' * 3000)}/deep-zoom/0/0/0.jpeg",
+            "/v1/tiles/" + "a/" * 1000,
+        ]
+    )
     return Bad("path trick", {404, 422, 400}, method="GET", path=path)
 
 
 def bad_place(rng: Random) -> Bad:
     slide = quote("CMU-1-Small-Region")
-    path = rng.choice([f"/v1/slides/{slide}/region?x=nan&y=1", f"/v1/slides/{slide}/region?x=inf&y=1",
-                       f"/v1/slides/{slide}/region?x=1e308&y=1", f"/v1/slides/{slide}/region?x=1&y=1&side=1e9",
-                       f"/v1/slides/{slide}/region?x=1&y=1&side=-1", f"/v1/slides/{slide}/region?x=1",
-                       f"/v1/slides/{slide}/deep-zoom/99/0/0.jpeg", f"/v1/slides/{slide}/deep-zoom/0/5/5.jpeg",
-                       f"/v1/slides/{slide}/deep-zoom/-1/0/0.jpeg", f"/v1/slides/{slide}/deep-zoom/a/0/0.jpeg",
-                       f"/v1/slides/{slide}/deep-zoom/{10**30}/0/0.jpeg"])  # fmt: skip
+    path = rng.choice(
+        [
+            f"/v1/slides/{slide}/region?x=nan&y=1",
+            f"/v1/slides/{slide}/region?x=inf&y=1",
+            f"/v1/slides/{slide}/region?x=1e308&y=1",
+            f"/v1/slides/{slide}/region?x=1&y=1&side=1e9",
+            f"/v1/slides/{slide}/region?x=1&y=1&side=-1",
+            f"/v1/slides/{slide}/region?x=1",
+            f"/v1/slides/{slide}/deep-zoom/99/0/0.jpeg",
+            f"/v1/slides/{slide}/deep-zoom/0/5/5.jpeg",
+            f"/v1/slides/{slide}/deep-zoom/-1/0/0.jpeg",
+            f"/v1/slides/{slide}/deep-zoom/a/0/0.jpeg",
+            f"/v1/slides/{slide}/deep-zoom/{10**30}/0/0.jpeg",
+        ]
+    )
     return Bad("bad place", {404, 422}, method="GET", path=path)
 
 
 def no_token(rng: Random) -> Bad:
-    said = rng.choice([{}, {"authorization": "Bearer wrong"}, {"authorization": TOKEN}, {"authorization": "Bearer"},
-                       {"authorization": f"Basic {TOKEN}"}, {"authorization": "Bearer \xff\xfe"}, {"x-token": TOKEN}])  # fmt: skip
-    path = rng.choice(["/v1/embed", "/v1/embed/batch", "/v1/search", "/v1/model", "/metrics", "/v1/slides", "/v1/tiles/a"])
-    return Bad("no token", {401}, method="POST" if "e" in path[4:6] else "GET", path=path, body=b"x" * 100, headers=said)
+    said = rng.choice(
+        [
+            {},
+            {"authorization": "Bearer wrong"},
+            {"authorization": TOKEN},
+            {"authorization": "Bearer"},
+            {"authorization": f"Basic {TOKEN}"},
+            {"authorization": "Bearer \xff\xfe"},
+            {"x-token": TOKEN},
+        ]
+    )
+    path = rng.choice(
+        ["/v1/embed", "/v1/embed/batch", "/v1/search", "/v1/model", "/metrics", "/v1/slides", "/v1/tiles/a"]
+    )
+    return Bad(
+        "no token", {401}, method="POST" if "e" in path[4:6] else "GET", path=path, body=b"x" * 100, headers=said
+    )
 
 
 def wrong_method(rng: Random) -> Bad:
@@ -162,9 +252,24 @@ def wrong_method(rng: Random) -> Bad:
 
 
 KINDS: tuple[Callable[[Random], Bad], ...] = (
-    wrong_type, truncated, flipped, huge_header, tiny, text_bomb, empty, deep_json, huge_json, bad_json, one_bad_of_several,
-    too_long, bad_query, path_trick, bad_place, no_token, wrong_method,
-)  # fmt: skip
+    wrong_type,
+    truncated,
+    flipped,
+    huge_header,
+    tiny,
+    text_bomb,
+    empty,
+    deep_json,
+    huge_json,
+    bad_json,
+    one_bad_of_several,
+    too_long,
+    bad_query,
+    path_trick,
+    bad_place,
+    no_token,
+    wrong_method,
+)
 
 
 def malformed(number: int, seed: int = 0) -> Iterator[Bad]:

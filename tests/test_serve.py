@@ -117,7 +117,10 @@ def test_neighbours_are_the_highest_cosines_of_each_width(
     found = client.search(saved(query, "PNG"), k=5)
     assert set(found.by_width) == {16, 32, 48} and found.num_tiles == len(open_index(index, model.model_id))
     one = model.embed(query[None])[0].double().numpy()
-    scores = {other: float(cosine(one[:16], model.embed(tile[None])[0].double().numpy()[:16])) for other, tile in tiles.items()}
+    scores = {
+        other: float(cosine(one[:16], model.embed(tile[None])[0].double().numpy()[:16]))
+        for other, tile in tiles.items()
+    }
     hits = client.search(saved(query, "PNG"), [16], k=len(tiles), not_slide=SLIDE.stem).by_width[16]
     assert hits[0].tile_id == name and hits[0].score == pytest.approx(1, abs=1e-5)
     assert [hit.tile_id for hit in hits] == sorted(scores, key=lambda other: -scores[other])
@@ -197,7 +200,9 @@ def test_metrics_are_what_prometheus_reads(url: str, client: Client) -> None:
 
 def test_the_openapi_document_has_every_route_and_the_page_of_it_needs_no_net(url: str) -> None:
     paths = requests.get(f"{url}/openapi.json").json()["paths"]
-    assert {"/v1/embed", "/v1/embed/batch", "/v1/search", "/v1/tokens", "/v1/model", "/health", "/metrics"} <= set(paths)
+    assert {"/v1/embed", "/v1/embed/batch", "/v1/search", "/v1/tokens", "/v1/model", "/health", "/metrics"} <= set(
+        paths
+    )
     page = requests.get(f"{url}/docs").text
     assert all(path in page for path in paths) and "<script" not in page and "https://" not in page
 

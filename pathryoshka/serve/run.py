@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pathryoshka import config
-from pathryoshka.serve.service import Service, logical_cpus, running
+from pathryoshka.serve.service import Service, running
 from pathryoshka.serve.token import DEFAULT, digest, token_in
-from pathryoshka.session import ray_session
 
 POLL_S = 0.3
 
@@ -46,9 +45,11 @@ def serve_until_stopped(
         port=port, replicas=replicas, device=device, token_digest=token and digest(token), storage=storage,
     )  # fmt: skip
     asked: list[int] = []  # not an Event: setting one in a handler can wait for itself
-    before = signal.signal(signal.SIGHUP, lambda number, _: asked.append(number))
+    before = {signal.SIGTERM: signal.getsignal(signal.SIGTERM)}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda number, _: asked.append(number))
     try:
-        with ray_session(logical_cpus(service), say=say), running(service) as up:
+        with running(service, say) as up:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own there, which aborts
             say(f"the page: {service.url}/" + (f"#token={token}" if token else ""))
             say(f"the routes: {service.url}/docs" + (f"; the token is in {file}" if token else "; no token is asked"))
             try:
@@ -60,7 +61,8 @@ def serve_until_stopped(
             except KeyboardInterrupt:
                 say("stopping: what was begun is being answered")
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def swap(deploy: Callable[[str, str | None], str], service: Service, say: Callable[[str], None]) -> None:

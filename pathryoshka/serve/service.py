@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,11 +28,16 @@ from pathryoshka.serve.remote import Students
 from pathryoshka.serve.slides import find_slides
 from pathryoshka.serve.student import BATCH, Student
 from pathryoshka.serve.tile import Limits
+from pathryoshka.session import ray_session
 
 DOOR = "door"
 IN_HAND, WAITING = 256, 128
 """Requests that a door has in hand, most of them about to be told 429; requests that wait for it in Serve's proxy."""
 DRAIN_S = 60
+SPARE_S = 5
+"""By which Serve's own time-out comes after ours, which says more."""
+PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": 60, "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": 30}
+"""Seconds until Serve kills a proxy that does not answer: on a busy machine it is slow, not dead."""
 
 
 @dataclass(frozen=True)
@@ -145,29 +150,29 @@ def wait_until_replaced(seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def running(service: Service) -> Iterator[Running]:
-    """The service, up and answering; drained at the end. Needs a Ray session."""
+def running(service: Service, say: Callable[[str], None] = print) -> Iterator[Running]:
+    """The service, up and answering, in a Ray session as `ray_session` has it; drained at the end."""
+    for name, seconds in PATIENCE.items():  # read by Serve's processes, which a local session hands them to
+        os.environ.setdefault(name, str(seconds))
     if not os.environ.get("PATHRYOSHKA_DEBUG"):
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(
-        proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(
-            host=service.host, port=service.port,
-            request_timeout_s=service.limits.body_s + service.limits.answer_s + 5,
-        ),
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
-    )  # fmt: skip
-    try:
-        up = Running(service)
-        up.deploy(service.model, service.index)
+    limits = service.limits
+    http = HTTPOptions(
+        host=service.host, port=service.port, request_timeout_s=limits.body_s + limits.answer_s + SPARE_S
+    )
+    # while models are swapped, the old and the new students are there
+    with ray_session(2 * service.replicas + 1, say=say):
         try:
-            yield up
+            serve.start(
+                proxy_location=ProxyLocation.HeadOnly,
+                http_options=http,
+                logging_config={"log_level": "WARNING", "enable_access_log": False},
+            )
+            up = Running(service)
+            up.deploy(service.model, service.index)
+            try:
+                yield up
+            finally:
+                serve.delete(DOOR)  # returns when what was begun has been answered
         finally:
-            serve.delete(DOOR)  # returns when what was begun has been answered
-    finally:
-        serve.shutdown()
-
-
-def logical_cpus(service: Service) -> int:
-    """What the session must announce: old and new students side by side during a swap."""
-    return 2 * service.replicas + 1
+            serve.shutdown()
