@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import itertools
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
@@ -71,21 +73,32 @@ def write_index(
     path: Path, model: Embedder, tiles: Mapping[str, np.ndarray], slide: Path | None = None, side: int = 224
 ) -> None:
     """An index of single tiles (`label/name` -> uint8 [H, W, 3]) and of a grid of squares over a slide."""
-    rows = [
-        {"tile_id": name, "slide_id": "tiles", "patient_id": f"patient {i % 3}", "site": "here",
-         "label": name.split("/")[0], "left": None, "top": None, "side": None, "pixels": pixels}
-        for i, (name, pixels) in enumerate(tiles.items())
-    ]  # fmt: skip
+
+    def row(
+        tile_id: str, patient: str, label: str | None, place: tuple[int, int, int] | None, pixels: np.ndarray
+    ) -> dict[str, Any]:
+        left, top, wide = place or (None, None, None)
+        return {
+            "tile_id": tile_id,
+            "slide_id": slide.stem if place and slide else "tiles",
+            "patient_id": patient,
+            "site": "here",
+            "label": label,
+            "left": left,
+            "top": top,
+            "side": wide,
+            "pixels": pixels,
+        }
+
+    named = enumerate(tiles.items())
+    rows = [row(name, f"patient {i % 3}", name.split("/")[0], None, pixels) for i, (name, pixels) in named]
     if slide is not None:
         with openslide.OpenSlide(str(slide)) as opened:
             width, height = opened.dimensions
-            for left in range(0, width - side + 1, side):
-                for top in range(0, height - side + 1, side):
-                    pixels = np.array(opened.read_region((left, top), 0, (side, side)).convert("RGB"))
-                    rows.append(
-                        {"tile_id": f"{slide.stem}/{left}_{top}_{side}", "slide_id": slide.stem, "patient_id": slide.stem,
-                         "site": "there", "label": None, "left": left, "top": top, "side": side, "pixels": pixels}
-                    )  # fmt: skip
+            for left, top in itertools.product(range(0, width - side + 1, side), range(0, height - side + 1, side)):
+                pixels = np.array(opened.read_region((left, top), 0, (side, side)).convert("RGB"))
+                name = f"{slide.stem}/{left}_{top}_{side}"
+                rows.append(row(name, slide.stem, None, (left, top, side), pixels))
     vectors = np.concatenate([model.embed(row["pixels"][None]).numpy() for row in rows])
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != "pixels"}
     table = pa.table(

@@ -1,4 +1,4 @@
-"""The HTTP side of the service, on a real socket and over a real model, without Ray; tests/test_serve_ray.py has Ray."""
+"""The HTTP side of the service, on a real socket and over a real model; tests/test_serve_ray.py has Ray too."""
 
 from __future__ import annotations
 

@@ -145,11 +145,13 @@ def test_a_click_on_the_slide_takes_the_tile_and_draws_its_heat_map(page: Page) 
 
 def colours(page: Page) -> int:
     """Distinct colours of the heat map."""
-    return page.evaluate(
-        """() => { const c = document.querySelector("canvas.heat"), d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
-        const seen = new Set(); for (let i = 0; i < d.length; i += 4) if (d[i + 3]) seen.add(d[i] << 16 | d[i + 1] << 8 | d[i + 2]);
-        return seen.size; }"""
-    )
+    return page.evaluate("""() => {
+        const canvas = document.querySelector("canvas.heat");
+        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        const seen = new Set();
+        for (let i = 0; i < data.length; i += 4) if (data[i + 3]) seen.add(data.slice(i, i + 3).join());
+        return seen.size;
+    }""")
 
 
 def test_with_the_keyboard_alone(page: Page) -> None:

@@ -37,6 +37,7 @@ const take = guarded(async (tile, from = null) => {
   $("tile").alt = from ? `The tile at ${Math.round(from.x)}, ${Math.round(from.y)} of ${from.slide.slide_id}` : "The tile that is searched for";
   $("tile").hidden = false;
   $("hint").hidden = true;
+  if ($("file").files[0] !== tile) $("file").value = "";
   $("same-slide").hidden = !from;
   viewer?.removeHeat();
   const tasks = [drawTokens(signal)];
