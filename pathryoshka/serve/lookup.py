@@ -20,7 +20,8 @@ FACTS = ("tile_id", "slide_id", "patient_id", "site", "label")
 class Index(Protocol):
     """What a door needs of an index."""
 
-    model_id: str
+    @property
+    def model_id(self) -> str: ...
 
     def __len__(self) -> int: ...
 

@@ -108,7 +108,7 @@ class Running:
             open_index(index, facts["model_id"])
         application = f"student-{self.version + 1}"
         gpu = service.device.startswith("cuda")
-        students = Student.options(
+        students = Student.options(  # type: ignore[attr-defined]
             num_replicas=service.replicas,
             max_ongoing_requests=2 * BATCH,
             max_surge_percent=100,
@@ -128,7 +128,8 @@ class Running:
                 "index": index, "slides": service.slides, "replicas": service.replicas,
                 "limits": asdict(service.limits), "token_digest": service.token_digest,
             }  # fmt: skip
-            serve.run(Door.bind(application, facts, rate * service.replicas, given), name=DOOR, route_prefix="/")
+            door = Door.bind(application, facts, rate * service.replicas, given)  # type: ignore[attr-defined]
+            serve.run(door, name=DOOR, route_prefix="/")
         except BaseException:
             serve.delete(application)
             raise
