@@ -313,6 +313,22 @@ def test_places_are_given_back_whatever_happens() -> None:
     assert admission.inside == 0
 
 
+def test_a_service_that_has_become_slow_lets_fewer_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pathryoshka.serve import admission as room
+
+    now = 0.0
+    monkeypatch.setattr(room.time, "perf_counter", lambda: now)
+    admission = Admission(rate=100.0, wait_s=2.0, at_least=8)
+    assert admission.most == 200
+    for _ in range(300):  # each meets a full queue, and leaves at 10 tiles a second
+        with admission.admit(admission.most):
+            now += admission.most / 10
+    assert 19 <= admission.most <= 21
+    with admission.admit(1):  # alone: says nothing of the rate
+        now += 100
+    assert admission.most >= 19
+
+
 # ---------------------------------------------------------------- the token
 
 

@@ -1,4 +1,4 @@
-"""A door's way to the students. Work is bounded in batches, and asked again where the replica that had it died.
+"""A door's way to the students. What is asked is asked again where the replica that had it died.
 
 An embedding is a pure function of pixels, so asking twice is harmless; that is why a request that was let in is not
 lost with a replica.
@@ -15,9 +15,10 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from pathryoshka.serve.student import BATCH
 from pathryoshka.serve.tile import Refused
 
+AT_ONCE = 32
+"""Tiles sent to one replica; more of them are shared out."""
 NUM_TRIES = 5
 PAUSE_S = 0.2
 
@@ -38,13 +39,8 @@ class Students:
     def __init__(self, application: str) -> None:
         self.handle = serve.get_deployment_handle("student", app_name=application)
 
-    async def about(self) -> tuple[str, float]:
-        """(model id, tiles a second of one replica)."""
-        model_id, rate = await again(self.handle.about.remote)
-        return str(model_id), float(rate)
-
     async def embed(self, views: np.ndarray) -> np.ndarray:
-        parts = [views[start : start + BATCH] for start in range(0, len(views), BATCH)]
+        parts = [views[start : start + AT_ONCE] for start in range(0, len(views), AT_ONCE)]
         return np.concatenate(await asyncio.gather(*(again(self.handle.embed.remote, part) for part in parts)))
 
     async def tokens(self, view: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:

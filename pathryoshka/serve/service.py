@@ -26,7 +26,7 @@ from pathryoshka.serve.gate import Gate
 from pathryoshka.serve.lookup import open_index
 from pathryoshka.serve.remote import Students
 from pathryoshka.serve.slides import find_slides
-from pathryoshka.serve.student import BATCH, Student
+from pathryoshka.serve.student import LARGEST_BATCH, Student
 from pathryoshka.serve.tile import Limits
 from pathryoshka.session import ray_session
 
@@ -78,10 +78,14 @@ class Service:
 class Door:
     """One replica of the HTTP side: no model, no torch."""
 
-    def __init__(self, application: str, facts: dict[str, Any], rate: float, service: dict[str, Any]) -> None:
+    def __init__(
+        self, application: str, facts: dict[str, Any], pace: tuple[float, int], service: dict[str, Any]
+    ) -> None:
+        rate, batch = pace
         index = open_index(service["index"], facts["model_id"]) if service["index"] else None
         self.house = House(
-            facts=facts, encoder=Students(application), rate=rate, at_least=BATCH * service["replicas"], index=index,
+            facts=facts, encoder=Students(application), rate=rate * service["replicas"],
+            at_least=2 * batch * service["replicas"], index=index,
             slides=find_slides(service["slides"]), limits=Limits(**service["limits"]), wanted=service["token_digest"],
         )  # fmt: skip
 
@@ -110,7 +114,7 @@ class Running:
         gpu = service.device.startswith("cuda")
         students = Student.options(  # type: ignore[attr-defined]
             num_replicas=service.replicas,
-            max_ongoing_requests=2 * BATCH,
+            max_ongoing_requests=2 * LARGEST_BATCH,
             max_surge_percent=100,
             graceful_shutdown_timeout_s=DRAIN_S,
             health_check_period_s=2,
@@ -121,14 +125,14 @@ class Running:
         serve.run(bound, name=application, route_prefix=None)
         try:
             handle = serve.get_app_handle(application)
-            model_id, rate = handle.about.remote().result(timeout_s=30)
+            model_id, rate, batch = handle.about.remote().result(timeout_s=30)
             if model_id != facts["model_id"]:
                 raise ValueError(f"{model} changed while it was being loaded; try again")
             given = {
                 "index": index, "slides": service.slides, "replicas": service.replicas,
                 "limits": asdict(service.limits), "token_digest": service.token_digest,
             }  # fmt: skip
-            door = Door.bind(application, facts, rate * service.replicas, given)  # type: ignore[attr-defined]
+            door = Door.bind(application, facts, (rate, batch), given)  # type: ignore[attr-defined]
             serve.run(door, name=DOOR, route_prefix="/")
         except BaseException:
             serve.delete(application)
