@@ -26,6 +26,7 @@ The house, in the order in which a tile walks through it::
     scorecard   the same scores for any encoders without a run       during      checkpoints scored beside training
     sweep/      many runs of one base: space, trial, drive, board, run, together (lock-step); record, report; widths
     ablate/     twins of one run on the same views: single teachers, no nesting, published recipes; what sets them apart
+    serve/      the embedding service on Ray Serve: gate, door, students; neighbours, slides, the page; the client
     demo        all of it at demo size               metrics     what is logged, and where to
     cli         verbs, no logic                      doctor      what is missing on this machine
 

@@ -300,7 +300,8 @@ def test_who_would_wait_too_long_is_told_when_to_come_back(model: Embedder) -> N
     assert done == [48] * 4  # the client comes back until it is let in
 
 
-def test_places_are_given_back_whatever_happens() -> None:
+def test_places_are_given_back_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pathryoshka.serve.admission.LEARN", 0.0)  # nothing takes any time here
     admission = Admission(rate=10.0, wait_s=2.0, at_least=1)
     assert admission.most == 20
     with admission.admit(15), pytest.raises(Refused) as error, admission.admit(6):

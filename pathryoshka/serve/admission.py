@@ -15,7 +15,6 @@ from collections.abc import Iterator
 
 from pathryoshka.serve.tile import Refused
 
-
 LEARN = 0.05
 """Weight of one request in the rate; some dozens of them are a second of a busy service."""
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import numpy as np
 from fastapi import Depends, FastAPI, Query, Request, Response
@@ -32,7 +32,6 @@ from pathryoshka.serve.docs import docs_page
 from pathryoshka.serve.gate import Gate, Meters, unexpected
 from pathryoshka.serve.lookup import Index, cosines
 from pathryoshka.serve.page import add_page
-from pathryoshka.serve.remote import Encoder
 from pathryoshka.serve.slides import Slides
 from pathryoshka.serve.tile import Limits, Refused, view_of
 
@@ -57,6 +56,16 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 T = TypeVar("T")
 Width = Annotated[int | None, Query(description="one of the model's widths; none = all of it")]
 Widths = Annotated[list[int] | None, Query(description="one or several of the model's widths; none = all of them")]
+
+
+class Encoder(Protocol):
+    """What a door needs of the students."""
+
+    async def embed(self, views: np.ndarray) -> np.ndarray:
+        """uint8 [B, size, size, 3] -> fp32 [B, all numbers], rows of length 1."""
+
+    async def tokens(self, view: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        """uint8 [size, size, 3] -> fp32 [N, D] and the grid, rows and columns, that N runs over row by row."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from ray import serve
@@ -23,18 +23,8 @@ NUM_TRIES = 5
 PAUSE_S = 0.2
 
 
-class Encoder(Protocol):
-    """What a door needs of the students."""
-
-    async def embed(self, views: np.ndarray) -> np.ndarray:
-        """uint8 [B, size, size, 3] -> fp32 [B, all numbers], rows of length 1."""
-
-    async def tokens(self, view: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """uint8 [size, size, 3] -> fp32 [N, D] and the grid, rows and columns, that N runs over row by row."""
-
-
 class Students:
-    """The student deployment of an application, as an `Encoder`."""
+    """The student deployment of an application, as an `Encoder` of `door`."""
 
     def __init__(self, application: str) -> None:
         self.handle = serve.get_deployment_handle("student", app_name=application)
