@@ -41,7 +41,7 @@ class Student:
             spent.append(time.perf_counter() - began)
         self.rate = LARGEST_BATCH / min(spent)
         self.batch = max(1, min(LARGEST_BATCH, int(self.rate * PASS_S)))
-        self.forward.set_max_batch_size(self.batch)
+        self.forward.set_max_batch_size(self.batch)  # type: ignore[attr-defined]
 
     async def about(self) -> tuple[str, float, int]:
         """(model id, tiles a second, tiles of one forward pass)."""
