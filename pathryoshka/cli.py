@@ -27,6 +27,7 @@ from pathryoshka.cli_dashboards import dashboards
 from pathryoshka.cli_datasets import datasets
 from pathryoshka.cli_evaluate import evaluate
 from pathryoshka.cli_options import FAILED, INTERRUPTED, TERMINATED, WRONG_USAGE, InOrder, run_options
+from pathryoshka.cli_serve import serve
 from pathryoshka.cli_store import store
 from pathryoshka.cli_submit import submit
 from pathryoshka.cli_sweep import sweep, widths
@@ -131,6 +132,9 @@ def verify(run: config.Run, path: str) -> None:
     from pathryoshka.export.verify import verify
 
     click.echo(verify(path, run.storage))
+
+
+cli.add_command(serve)
 
 
 @cli.command()

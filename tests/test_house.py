@@ -50,6 +50,12 @@ NO_RAY = [
     "sweep.space",
     "sweep.record",
     "sweep.worth",
+    "serve.client",
+    "serve.door",
+    "serve.gate",
+    "serve.lookup",
+    "serve.slides",
+    "serve.tile",
 ]
 
 
@@ -195,7 +201,7 @@ def test_an_exported_student_loads_without_ray_and_deepspeed() -> None:
     assert not {"ray", "deepspeed"} & reaches("pathryoshka.export.load")
 
 
-@pytest.mark.parametrize("room", ["config", "storage", "recipes"])
+@pytest.mark.parametrize("room", ["config", "storage", "recipes", "serve.client"])
 def test_the_plain_rooms_import_neither_torch_nor_ray(room: str) -> None:
     for module in members(room):
         assert not {"torch", "ray", "timm"} & reaches(module)
