@@ -3,8 +3,8 @@ output "instance_id" {
 }
 
 output "private_ip" {
-  description = "Kept over stop and start."
-  value       = aws_instance.head.private_ip
+  description = "Kept when the head is stopped, started or replaced."
+  value       = aws_network_interface.head.private_ip
 }
 
 output "config_uri" {

@@ -19,8 +19,8 @@ run "a_private_head" {
     error_message = "IMDSv1 answers, or the metadata service is reached from behind a container's network"
   }
   assert {
-    condition     = !aws_instance.head.associate_public_ip_address
-    error_message = "the head has a public address"
+    condition     = one(aws_instance.head.network_interface).network_interface_id == aws_network_interface.head.id && aws_network_interface.head.security_groups == toset(["sg-0a"])
+    error_message = "the head is in another group than the cluster's: workers do not find it, or others do"
   }
   assert {
     condition     = one(aws_instance.head.root_block_device).encrypted && one(aws_instance.head.root_block_device).delete_on_termination
