@@ -17,7 +17,7 @@ AWS_REGION=$(value var.region)
 export AWS_REGION AWS_DEFAULT_REGION=$AWS_REGION
 zones=$(value 'join(" ", var.availability_zones)')
 # group, number of machines, market (fallback counts for both), types
-groups=$(value 'join("\n", [for g in var.worker_groups : join(" ", concat([g.name, g.max, g.spot ? (g.on_demand_fallback ? "both" : "spot") : "on-demand"], g.instance_types))])')
+groups=$(value 'join("\n", [for g in var.worker_groups : join(" ", concat([g.name, g.max, try(g.spot, false) ? (try(g.on_demand_fallback, true) ? "both" : "spot") : "on-demand"], g.instance_types))])')
 
 quota_code() { # quota_code TYPE MARKET
     case $2:$1 in

@@ -1,29 +1,20 @@
 # The one machine that Terraform starts. It is on demand, because everything hangs on it, and it stops itself when it has
 # nothing to do (the boot script's timer): the autoscaler ends workers but never the head.
 
-# Its own, so that the address is known before the head is there and outlives it: workers' boot scripts name it.
-resource "aws_network_interface" "head" {
-  description     = "Head of the Ray cluster ${var.name}"
-  subnet_id       = var.subnet_id
-  security_groups = [var.security_group_id]
-  tags            = { Name = "${var.name}-head" }
-}
-
 resource "aws_instance" "head" {
   #checkov:skip=CKV_AWS_126:metrics by the minute are Prometheus' work here
   ami                                  = var.ami_id
   instance_type                        = var.instance_type
+  subnet_id                            = var.subnet_id
+  private_ip                           = var.private_ip # fixed: workers' boot scripts name it, and it outlives the head
+  vpc_security_group_ids               = [var.security_group_id]
+  associate_public_ip_address          = false
   iam_instance_profile                 = var.instance_profile
   ebs_optimized                        = true
   instance_initiated_shutdown_behavior = "stop"
   user_data                            = var.user_data
   user_data_replace_on_change          = true
   depends_on                           = [aws_s3_object.config, aws_ssm_parameter.token, aws_ssm_parameter.ca]
-
-  network_interface {
-    device_index         = 0
-    network_interface_id = aws_network_interface.head.id
-  }
 
   metadata_options {
     http_endpoint               = "enabled"

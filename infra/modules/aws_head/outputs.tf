@@ -2,11 +2,6 @@ output "instance_id" {
   value = aws_instance.head.id
 }
 
-output "private_ip" {
-  description = "Kept when the head is stopped, started or replaced."
-  value       = aws_network_interface.head.private_ip
-}
-
 output "config_uri" {
   value = "s3://${var.bucket}/${var.config_key}"
 }

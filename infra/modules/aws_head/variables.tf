@@ -49,6 +49,15 @@ variable "subnet_id" {
   type        = string
 }
 
+variable "private_ip" {
+  description = "Address of the head in its subnet."
+  type        = string
+  validation {
+    condition     = can(regex("^(10\\.|172\\.(1[6-9]|2[0-9]|3[01])\\.|192\\.168\\.)[0-9.]+$", var.private_ip)) && can(cidrhost("${var.private_ip}/32", 0))
+    error_message = "private_ip: a private IPv4 address such as 10.42.0.10."
+  }
+}
+
 variable "security_group_id" {
   description = "The group of the cluster."
   type        = string

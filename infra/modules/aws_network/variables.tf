@@ -67,3 +67,13 @@ variable "egress" {
     error_message = "egress: \"existing\" belongs to an existing vpc_id; an own VPC takes endpoints or nat."
   }
 }
+
+variable "head_private_ip" {
+  description = "The head's address in the first of existing subnets; an own VPC has one for it."
+  type        = string
+  default     = null
+  validation {
+    condition     = (var.vpc_id == null) == (var.head_private_ip == null)
+    error_message = "head_private_ip: a free address in the first of subnet_ids, and none for an own VPC."
+  }
+}

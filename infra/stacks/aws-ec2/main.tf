@@ -14,6 +14,7 @@ module "network" {
   subnet_ids         = var.subnet_ids
   availability_zones = var.availability_zones
   egress             = var.egress
+  head_private_ip    = var.head_private_ip
 }
 
 module "storage" {
@@ -53,7 +54,7 @@ module "render" {
   subnet_ids                  = module.network.subnet_ids
   security_group_ids          = [module.network.security_group_id]
   worker_instance_profile_arn = module.identity.worker_instance_profile_arn
-  head_private_ip             = module.head.private_ip
+  head_private_ip             = module.network.head_private_ip
   config_uri                  = module.head.config_uri
   token_parameter             = module.head.token_parameter
   idle_timeout_minutes        = var.idle_timeout_minutes
@@ -68,6 +69,7 @@ module "head" {
   ami_id            = var.ami_id
   instance_type     = var.head_instance_type
   subnet_id         = module.network.subnet_ids[0]
+  private_ip        = module.network.head_private_ip
   security_group_id = module.network.security_group_id
   instance_profile  = module.identity.head_instance_profile
   user_data         = module.render.head_user_data

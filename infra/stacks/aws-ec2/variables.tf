@@ -45,6 +45,12 @@ variable "subnet_ids" {
   default     = []
 }
 
+variable "head_private_ip" {
+  description = "A free address in the first of subnet_ids; null for an own VPC."
+  type        = string
+  default     = null
+}
+
 variable "egress" {
   description = "endpoints (AWS only), nat (HTTPS to the internet too) or existing."
   type        = string

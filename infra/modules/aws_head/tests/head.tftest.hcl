@@ -4,6 +4,7 @@ variables {
   name              = "lab"
   ami_id            = "ami-0123456789abcdef0"
   subnet_id         = "subnet-0a"
+  private_ip        = "10.42.0.10"
   security_group_id = "sg-0a"
   instance_profile  = "lab-head"
   user_data         = "#!/bin/bash\necho boot\n"
@@ -19,8 +20,8 @@ run "a_private_head" {
     error_message = "IMDSv1 answers, or the metadata service is reached from behind a container's network"
   }
   assert {
-    condition     = one(aws_instance.head.network_interface).network_interface_id == aws_network_interface.head.id && aws_network_interface.head.security_groups == toset(["sg-0a"])
-    error_message = "the head is in another group than the cluster's: workers do not find it, or others do"
+    condition     = !aws_instance.head.associate_public_ip_address && aws_instance.head.vpc_security_group_ids == toset(["sg-0a"])
+    error_message = "the head has a public address, or is in another group than the cluster's"
   }
   assert {
     condition     = one(aws_instance.head.root_block_device).encrypted && one(aws_instance.head.root_block_device).delete_on_termination
@@ -102,6 +103,12 @@ run "refuses_a_gpu_head" {
   command = plan
   variables { instance_type = "g6e.2xlarge" }
   expect_failures = [var.instance_type]
+}
+
+run "refuses_a_public_address" {
+  command = plan
+  variables { private_ip = "8.8.8.8" }
+  expect_failures = [var.private_ip]
 }
 
 run "refuses_a_tiny_head" {

@@ -35,6 +35,10 @@ run "private_by_default" {
     error_message = "S3 must go through the gateway endpoint of the private subnets"
   }
   assert {
+    condition     = output.head_private_ip == "10.42.0.10" && aws_subnet.private["eu-central-1a"].cidr_block == "10.42.0.0/20"
+    error_message = "the head's address is not in its subnet"
+  }
+  assert {
     condition     = length(distinct([for s in values(aws_subnet.private) : s.cidr_block])) == 2
     error_message = "subnets overlap"
   }
@@ -82,6 +86,7 @@ run "existing" {
     subnet_ids         = ["subnet-0b", "subnet-0a"]
     availability_zones = []
     egress             = "existing"
+    head_private_ip    = "172.31.0.20"
   }
   assert {
     condition     = length(aws_vpc.this) + length(aws_subnet.private) + length(aws_vpc_endpoint.s3) == 0
@@ -91,6 +96,17 @@ run "existing" {
     condition     = output.vpc_id == "vpc-0123" && join(" ", output.subnet_ids) == "subnet-0b subnet-0a"
     error_message = "the order of the subnets is the order in which instances try them"
   }
+}
+
+run "refuses_an_existing_vpc_without_an_address_for_the_head" {
+  command = plan
+  variables {
+    vpc_id             = "vpc-0123"
+    subnet_ids         = ["subnet-0a"]
+    availability_zones = []
+    egress             = "existing"
+  }
+  expect_failures = [var.head_private_ip]
 }
 
 run "refuses_a_public_range" {
@@ -130,6 +146,7 @@ run "refuses_a_nat_in_someone_elses_vpc" {
     subnet_ids         = ["subnet-0a"]
     availability_zones = []
     egress             = "nat"
+    head_private_ip    = "172.31.0.20"
   }
   expect_failures = [var.egress]
 }

@@ -23,9 +23,6 @@ mock_provider "aws" {
   mock_resource "aws_sns_topic" {
     defaults = { arn = "arn:aws:sns:eu-central-1:111122223333:lab-alerts" }
   }
-  mock_resource "aws_network_interface" {
-    defaults = { private_ip = "10.42.0.77" }
-  }
   mock_resource "aws_instance" {
     defaults = { id = "i-0123456789abcdef0" }
   }
@@ -67,7 +64,7 @@ run "wired" {
   }
   assert {
     condition = alltrue([for name, t in yamldecode(output.cluster_yaml).available_node_types :
-    strcontains(t.node_config.UserData, "10.42.0.77:") && t.node_config.IamInstanceProfile.Arn == "arn:aws:iam::111122223333:instance-profile/lab-worker" if name != "head"])
+    strcontains(t.node_config.UserData, "10.42.0.10:") && t.node_config.IamInstanceProfile.Arn == "arn:aws:iam::111122223333:instance-profile/lab-worker" if name != "head"])
     error_message = "a worker does not know the head's address, or has another role than the worker's"
   }
   assert {
