@@ -67,7 +67,8 @@ for code in "${!need[@]}"; do
         echo "$label: ${have%.*} vCPUs, enough for ${need[$code]}"
     fi
 done
-if [[ $groups == *spot* || $groups == *both* ]] && ! aws iam get-role --role-name AWSServiceRoleForEC2Spot >/dev/null 2>&1; then
+if [[ $groups == *spot* || $groups == *both* ]] && [[ -z $(aws iam list-roles --output text \
+    --path-prefix /aws-service-role/spot.amazonaws.com/ --query 'Roles[].RoleName') ]]; then
     echo "the account has never used spot; make its role once: aws iam create-service-linked-role --aws-service-name spot.amazonaws.com"
     short=1
 fi

@@ -6,9 +6,11 @@ instance is ended. Everything listens on loopback, on ports of its own, with a t
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -49,7 +51,7 @@ def wait_until(what: str, reached: Callable[[], Any], within_s: float, every_s: 
 
 
 def end(process: subprocess.Popen[Any], within_s: float = 30.0) -> None:
-    """SIGTERM, which `ray start --block` hands on to what it started; SIGKILL to its whole group if that is not enough."""
+    """SIGTERM, which `ray start --block` hands on to what it started; SIGKILL to its group if that is not enough."""
     process.terminate()
     try:
         process.wait(within_s)
@@ -87,6 +89,20 @@ def status(url: str, token: str | None = None) -> int | None:
         return None
 
 
+def boot_script(text: str, instance: str) -> tuple[list[str], dict[str, str]]:
+    """What `ray start` is given by a boot script, and the variables of its container."""
+    start = shlex.split(next(line for line in text.splitlines() if line.strip().startswith("ray start ")))
+    words = shlex.split(text.split("exec docker run", 1)[1].split("ray start ", 1)[0].replace("\\\n", " "))
+    pairs = [words[i + 1].partition("=") for i, word in enumerate(words) if word == "-e"]
+    return start[2:], {key: value.replace("$INSTANCE", instance) for key, _, value in pairs}
+
+
+def changed(arguments: list[str], here: dict[str, Any]) -> list[str]:
+    """Options of `here` in the place of those of their name."""
+    kept = [word for word in arguments if word.split("=")[0] not in here]
+    return [*kept, *(f"{name}={value}" for name, value in here.items())]
+
+
 @dataclass
 class Cloud:
     """A head with its autoscaler, and one worker process for each instance that it has running."""
@@ -94,7 +110,6 @@ class Cloud:
     folder: Path
     endpoint: str
     name: str
-    env: dict[str, str] = field(default_factory=dict)
     workers: dict[str, subprocess.Popen[Any]] = field(default_factory=dict)
     started: list[dict[str, Any]] = field(default_factory=list)
 
@@ -115,48 +130,50 @@ class Cloud:
         pages = self.ec2.describe_instances(Filters=filters)["Reservations"]
         return [instance for page in pages for instance in page["Instances"]]
 
-    def environment(self, instance: str, node_type: str) -> dict[str, str]:
-        """What boot scripts set, of the machine's own and of ours; RAY_* of the test run stay outside."""
+    def environment(self, of_script: dict[str, str]) -> dict[str, str]:
+        """What a boot script sets, and what this machine needs beside; RAY_* of the test run stay outside."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "AWS_"))}
         return {
             **kept,
+            **of_script,
             **NO_KEYS,
             "AWS_ENDPOINT_URL": self.endpoint,
             "OMP_NUM_THREADS": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
-            "RAY_enable_autoscaler_v2": "1",
-            "RAY_CLOUD_INSTANCE_ID": instance,
-            "RAY_NODE_TYPE_NAME": node_type,
             "RAY_USAGE_STATS_ENABLED": "0",
             "AUTOSCALER_METRIC_PORT": str(free_port()),
-            **self.env,
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",  # Ray's 5 s are for clouds that count requests
         }
 
     def start(self, name: str, arguments: list[str], env: dict[str, str]) -> subprocess.Popen[Any]:
         log = (self.folder / f"{name}.log").open("w")
         with log:
             return subprocess.Popen(
-                [str(Path(sys.executable).parent / "ray"), "start", "--block", "--node-ip-address=127.0.0.1",
+                [str(Path(sys.executable).parent / "ray"), "start", "--node-ip-address=127.0.0.1",
                  "--disable-usage-stats", f"--dashboard-agent-listen-port={free_port()}", *arguments],
                 stdout=log, stderr=log, env=env, start_new_session=True, cwd=self.folder,
             )  # fmt: skip
 
-    def start_head(self, cluster_yaml: Path, instance: str) -> None:
+    def start_head(self, user_data: str, cluster_yaml: Path, instance: str) -> None:
+        """As the head's boot script does, with files and ports of this test in the place of the machine's."""
         file = self.folder / "token"
         file.touch(0o600)
         file.write_text(self.token)
-        self.head = self.start(
-            "head",
-            ["--head", f"--port={self.gcs}", f"--dashboard-port={self.dashboard}", "--dashboard-host=127.0.0.1",
-             f"--ray-client-server-port={free_port()}", "--num-cpus=0", "--num-gpus=0",
-             f"--autoscaling-config={cluster_yaml}", f"--temp-dir={self.folder}/ray"],
-            self.environment(instance, "head"),
-        )  # fmt: skip
+        here = {"--port": self.gcs, "--dashboard-port": self.dashboard, "--autoscaling-config": cluster_yaml,
+                "--ray-client-server-port": free_port(), "--temp-dir": f"{self.folder}/ray"}  # fmt: skip
+        arguments, env = boot_script(user_data, instance)
+        self.head = self.start("head", changed(arguments, here), self.environment(env))
         wait_until("the head", lambda: status(self.address + "/api/version", self.token) == 200, 120)
 
-    def watch(self, boot: Callable[[dict[str, Any]], tuple[list[str], dict[str, str]]]) -> None:
+    def start_worker(self, instance: dict[str, Any]) -> subprocess.Popen[Any]:
+        """As the worker's boot script does, which is read from the instance."""
+        one = instance["InstanceId"]
+        coded = self.ec2.describe_instance_attribute(InstanceId=one, Attribute="userData")["UserData"]["Value"]
+        arguments, env = boot_script(base64.b64decode(coded).decode(), one)
+        return self.start(one, changed(arguments, {"--address": f"127.0.0.1:{self.gcs}"}), self.environment(env))
+
+    def watch(self) -> None:
         """Boots what moto has running and ends what it has not, until the end of the test."""
 
         def loop() -> None:
@@ -164,10 +181,7 @@ class Cloud:
                 running = {instance["InstanceId"]: instance for instance in self.instances("worker")}
                 for one in [one for one in running if one not in self.workers]:
                     self.started.append(running[one])
-                    arguments, env = boot(running[one])
-                    tags = {tag["Key"]: tag["Value"] for tag in running[one]["Tags"]}
-                    base = self.environment(one, tags["ray-user-node-type"])
-                    self.workers[one] = self.start(one, arguments, base | env)
+                    self.workers[one] = self.start_worker(running[one])
                 for one, process in self.workers.items():
                     if one not in running and process.poll() is None:
                         end(process)

@@ -1,8 +1,12 @@
-"""End to end without a cloud: Ray's own AWS provider and autoscaler start spot and on-demand instances in moto, workers
-join as their boot scripts would, jobs run with a token, and idle instances end. What moto is not: IAM, quotas, capacity."""
+"""End to end without a cloud: the rendered cluster, Ray's own AWS provider and autoscaler, moto in EC2's place.
+
+Spot and on-demand instances start for a job, join as their boot scripts would, work, and end when idle; with a token.
+What moto is not: IAM, quotas, capacity, and a boot.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,44 +17,66 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.job_submission import JobSubmissionClient
 
 from pathryoshka import config
 from pathryoshka.tiles.phantom import write_phantom
 from tests import cloud
 from tests.cloud import Cloud
+from tests.terraform import copy_of_infra
 
 pytestmark = pytest.mark.slow
 NAME = "lab"
-ROLE = "import os, ray; ray.init(); f = ray.remote(num_gpus=1, resources={'teacher': 0.001})(lambda: os.environ['RAY_CLOUD_INSTANCE_ID']); print('ran on', ray.get(f.remote()))"
+GROUPS = [
+    {"name": "teacher", "role": "teacher", "instance_types": ["g6e.12xlarge"], "cpus": 4, "memory_gib": 8, "gpus": 4,
+     "accelerator": "L40S", "max": 1, "spot": True},
+    {"name": "student", "role": "student", "instance_types": ["p4d.24xlarge"], "cpus": 8, "memory_gib": 8, "gpus": 8,
+     "accelerator": "A100", "max": 1},
+]  # fmt: skip
+MAIN = """
+module "groups" {
+  source        = "../modules/worker_groups"
+  worker_groups = var.worker_groups
+  max_gpus      = 12
+}
+
+module "render" {
+  source                      = "../modules/render_ec2"
+  name                        = "lab"
+  region                      = "eu-central-1"
+  image                       = "registry.example/pathryoshka@sha256:${join("", [for i in range(64) : "0"])}"
+  ami_id                      = var.ami_id
+  groups                      = module.groups.groups
+  max_workers                 = module.groups.max_workers
+  subnet_ids                  = [var.subnet_id]
+  security_group_ids          = [var.security_group_id]
+  worker_instance_profile_arn = "arn:aws:iam::123456789012:instance-profile/lab-worker"
+  head_private_ip             = "10.42.0.10"
+  config_uri                  = "s3://lab-tiles/config/cluster.yaml"
+  token_parameter             = "/lab/ray-token"
+}
+
+variable "worker_groups" { type = any }
+variable "ami_id" { type = string }
+variable "subnet_id" { type = string }
+variable "security_group_id" { type = string }
+output "cluster_yaml" { value = module.render.cluster_yaml }
+output "head_user_data" { value = module.render.head_user_data }
+"""
 
 
-def cluster_yaml(ami: str, subnet: str, group: str) -> dict[str, Any]:
-    worker = {"ImageId": ami, "SubnetIds": [subnet], "SecurityGroupIds": [group]}
-    spot = {"InstanceMarketOptions": {"MarketType": "spot"}}
-    commands = ["setup", "head_setup", "worker_setup", "initialization", "head_start_ray", "worker_start_ray"]
-    return {
-        "cluster_name": NAME,
-        "max_workers": 2,
-        "idle_timeout_minutes": 0.1,
-        "provider": {"type": "aws", "region": cloud.REGION, "use_internal_ips": True, "cache_stopped_nodes": False,
-                     "disable_node_updaters": True},
-        "auth": {"ssh_user": "ubuntu"},
-        "file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously": False,
-        "rsync_exclude": [], "rsync_filter": [],
-        **{f"{name}_commands": [] for name in commands},
-        "head_node_type": "head",
-        "available_node_types": {
-            "head": {"resources": {"CPU": 0}, "min_workers": 0, "max_workers": 0,
-                     "node_config": {"InstanceType": "m7i.xlarge", **worker}},
-            "teacher": {"resources": {"CPU": 4, "GPU": 4, "teacher": 1}, "min_workers": 0, "max_workers": 1,
-                        "node_config": {"InstanceType": "g6e.12xlarge", **worker, **spot}},
-            "student": {"resources": {"CPU": 8, "GPU": 8, "student": 1}, "min_workers": 0, "max_workers": 1,
-                        "node_config": {"InstanceType": "p4d.24xlarge", **worker}},
-        },
-    }  # fmt: skip
+def rendered(folder: Path, **variables: Any) -> dict[str, Any]:
+    """Outputs of the provider-free modules."""
+    terraform = copy_of_infra(folder, "rendered")
+    terraform.folder.mkdir()
+    (terraform.folder / "main.tf").write_text(MAIN)
+    (terraform.folder / "x.auto.tfvars.json").write_text(json.dumps(variables))
+    terraform.run("init", "-input=false")
+    terraform.run("apply", "-input=false", "-auto-approve")
+    return terraform.outputs()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def lab() -> Iterator[Cloud]:
     """A fresh account with a network and a head, its autoscaler on."""
     with tempfile.TemporaryDirectory(prefix="pry-", dir="/tmp") as name, cloud.moto(Path(name)) as endpoint:
@@ -66,31 +92,56 @@ def lab() -> Iterator[Cloud]:
             TagSpecifications=[{"ResourceType": "instance",
                                 "Tags": [{"Key": key, "Value": value} for key, value in tags.items()]}],
         )["Instances"][0]["InstanceId"]  # fmt: skip
-        types = cluster_yaml(ami, subnet, group)
+        made = rendered(lab.folder, worker_groups=GROUPS, ami_id=ami, subnet_id=subnet, security_group_id=group)
+        # ten minutes of idling are six seconds here; nothing else is changed
+        quick = yaml.safe_load(made["cluster_yaml"]) | {"idle_timeout_minutes": 0.1}
         file = lab.folder / "cluster.yaml"
-        file.write_text(yaml.safe_dump(types))
-
-        def boot(instance: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-            kind = {tag["Key"]: tag["Value"] for tag in instance["Tags"]}["ray-user-node-type"]
-            has = types["available_node_types"][kind]["resources"]
-            return [f"--address=127.0.0.1:{lab.gcs}", f"--num-cpus={has['CPU']}", f"--num-gpus={has['GPU']}",
-                    f'--resources={{"{kind}": 1}}'], {}  # fmt: skip
-
+        file.write_text(yaml.safe_dump(quick))
         try:
-            lab.start_head(file, head)
-            lab.watch(boot)
+            lab.start_head(made["head_user_data"], file, head)
+            lab.watch()
             yield lab
         finally:
             lab.close()
 
 
-def test_a_job_starts_its_machines_and_leaves_none(lab: Cloud, tmp_path: Path) -> None:
+def test_nobody_gets_in_without_the_token(lab: Cloud) -> None:
     jobs = lab.address + "/api/jobs/"
     assert (cloud.status(jobs), cloud.status(jobs, "w" * 43), cloud.status(jobs, lab.token)) == (401, 403, 200)
-    assert not lab.instances("worker")
 
+
+def test_a_task_for_a_teacher_starts_one_at_the_spot_price(lab: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not lab.instances("worker")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(lab.folder / "token"))
+    script = lab.folder / "job.py"
+    script.write_text(
+        "import os, ray\n"
+        "ray.init()\n"
+        "where = ray.remote(num_gpus=1, resources={'teacher': 0.001})(lambda: os.environ['RAY_CLOUD_INSTANCE_ID'])\n"
+        "print('ran on', ray.get(where.remote()))\n"
+    )
+    client = JobSubmissionClient(lab.address)
+    job = cloud.wait_until("the head's agent", lambda: submitted(client, f"python {script}"), 60)
+    ended = ("SUCCEEDED", "FAILED", "STOPPED")
+    state = cloud.wait_until("the job", lambda: (s := client.get_job_status(job)) in ended and s, 120)
+    (instance,) = lab.started
+    assert state == "SUCCEEDED", client.get_job_logs(job)
+    assert f"ran on {instance['InstanceId']}" in client.get_job_logs(job)
+    assert (instance["InstanceType"], instance["InstanceLifecycle"]) == ("g6e.12xlarge", "spot")
+
+
+def submitted(client: JobSubmissionClient, entrypoint: str) -> str | None:
+    try:
+        return client.submit_job(entrypoint=entrypoint)
+    except RuntimeError:  # the dashboard answers before the agent that takes jobs does
+        return None
+
+
+def test_a_run_distils_on_machines_of_both_roles(lab: Cloud, tmp_path: Path) -> None:
     root = lab.folder / "shared"
-    write_phantom(str(root / "tiles"), config.Storage(root=str(root)), num_tiles=160, num_patients=4, num_sites=2, size=32)
+    storage = config.Storage(root=str(root))
+    write_phantom(str(root / "tiles"), storage, num_tiles=160, num_patients=4, num_sites=2, size=32)
     mock = {"model": "mock", "device": "mock", "batch_size": 8, "num_gpus": 1, "resources": {"teacher": 0.001}}
     tree = {
         "recipe": "debug",
@@ -105,13 +156,31 @@ def test_a_job_starts_its_machines_and_leaves_none(lab: Cloud, tmp_path: Path) -
     }  # fmt: skip
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(tree))
-    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": lab.token, "HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-m", "pathryoshka.cli", "submit", "distill", "--no-rehearse", "--no-check", "--address", lab.address,
-         "--config", str(file)],
-        env=env, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "trained on 320 of 320 views, each exactly once" in done.stdout
-    assert [(i["InstanceType"], i.get("InstanceLifecycle")) for i in lab.started] == []
-    cloud.wait_until("idle instances end", lambda: not lab.instances("worker"), 90)
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(lab.folder / "token")}
+    for verb in (["distill", "--no-rehearse"], ["export"]):
+        # unchecked: a cluster whose workers are at zero has nothing to show before it is asked
+        done = subprocess.run(
+            [sys.executable, "-m", "pathryoshka.cli", "submit", *verb, "--no-check", "--address", lab.address,
+             "--config", str(file)],
+            env=env, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        if verb[0] == "distill":
+            assert "trained on 320 of 320 views, each exactly once" in done.stdout
+    assert (root / "runs" / NAME / "export" / "model.safetensors").exists()
+    kinds = {(one["InstanceType"], one.get("InstanceLifecycle", "on demand")) for one in lab.started}
+    assert kinds == {("g6e.12xlarge", "spot"), ("p4d.24xlarge", "on demand")}
+
+
+def test_idle_machines_end_and_none_is_left(lab: Cloud) -> None:
+    assert lab.started
+    cloud.wait_until("the end of idle instances", lambda: not lab.instances("worker"), 90)
+    everything = lab.ec2.describe_instances()["Reservations"]
+    states = [one["State"]["Name"] for page in everything for one in page["Instances"]]
+    assert sorted(states) == ["running", *["terminated"] * len(lab.started)]  # the head is the one that runs
+
+
+def test_the_token_is_in_no_log(lab: Cloud) -> None:
+    files = [p for p in lab.folder.rglob("*") if p.is_file() and p.name != "token" and not p.is_symlink()]
+    assert any(p.name == "monitor.log" for p in files)
+    assert [str(p) for p in files if lab.token.encode() in p.read_bytes()] == []
