@@ -1,4 +1,4 @@
-"""The EC2 stack, applied to moto: what is there then, what is nowhere (the token), and what is left after a teardown."""
+"""The EC2 stack, applied to moto: what is there then, what is nowhere (the token), what a teardown leaves."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_the_token_is_in_its_parameter_and_nowhere_else(account: Account, tmp_pa
 
 
 def test_a_second_apply_changes_nothing(account: Account) -> None:
-    """But for two things that moto says wrongly: descriptions of rules, and that the head asked for a public address."""
+    """But for what moto says wrongly: descriptions of rules, and that the head asked for a public address."""
     account.stack.run("plan", "-input=false", "-var-file=example.tfvars", "-out=again.bin")
     again = json.loads(account.stack.run("show", "-json", "again.bin").stdout)
     changes = {one["address"]: one["change"] for one in again["resource_changes"]}
@@ -136,7 +136,7 @@ def test_a_second_apply_changes_nothing(account: Account) -> None:
 
 @pytest.mark.parametrize(("vcpus", "enough"), [(0, False), (500, True)])
 def test_quota_is_asked_for_before_the_first_run(account: Account, tmp_path: Path, vcpus: int, enough: bool) -> None:
-    """Types and zones are moto's; quotas, which it does not have for EC2, are said by a stand-in for that one service."""
+    """Types and zones are moto's; it has no quotas of EC2, which a stand-in for that one service says."""
     aws = shutil.which("aws")
     stand_in = tmp_path / "aws"
     stand_in.write_text(
