@@ -19,6 +19,13 @@ locals {
   })
 }
 
+module "bucket" {
+  source      = "../bucket_access"
+  bucket_arn  = var.bucket_arn
+  prefixes    = var.prefixes
+  kms_key_arn = var.kms_key_arn
+}
+
 resource "aws_iam_role" "worker" {
   name                 = "${var.name}-worker"
   description          = "A worker of the Ray cluster ${var.name}"

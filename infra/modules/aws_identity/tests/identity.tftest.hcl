@@ -133,28 +133,10 @@ run "refuses_a_family" {
   expect_failures = [var.instance_types]
 }
 
-run "refuses_the_whole_bucket" {
-  command = plan
-  variables { prefixes = ["*"] }
-  expect_failures = [var.prefixes]
-}
-
-run "refuses_the_config_folder" {
-  command = plan
-  variables { prefixes = ["runs/", "config/"] }
-  expect_failures = [var.prefixes]
-}
-
 run "refuses_all_tokens" {
   command = plan
   variables { parameter_arns = ["arn:aws:ssm:eu-central-1:111122223333:parameter/*"] }
   expect_failures = [var.parameter_arns]
-}
-
-run "refuses_all_buckets" {
-  command = plan
-  variables { bucket_arn = "arn:aws:s3:::*" }
-  expect_failures = [var.bucket_arn]
 }
 
 run "refuses_all_repositories" {
