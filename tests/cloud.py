@@ -163,7 +163,8 @@ class Cloud:
         here = {"--port": self.gcs, "--dashboard-port": self.dashboard, "--autoscaling-config": cluster_yaml,
                 "--ray-client-server-port": free_port(), "--temp-dir": f"{self.folder}/ray"}  # fmt: skip
         arguments, env = boot_script(user_data, instance)
-        self.head = self.start("head", changed(arguments, here), self.environment(env))
+        provider = {"PYTHONPATH": str(Path(__file__).parent.parent / "infra" / "head")}
+        self.head = self.start("head", changed(arguments, here), self.environment(env) | provider)
         wait_until("the head", lambda: status(self.address + "/api/version", self.token) == 200, 120)
 
     def start_worker(self, instance: dict[str, Any]) -> subprocess.Popen[Any]:
