@@ -42,5 +42,5 @@ output "total_gpus" {
 
 output "teardown_command" {
   description = "The RayCluster first, or its machines outlive it."
-  value       = "kubectl -n ${var.namespace} delete rayjob,raycluster --all --wait && kubectl delete nodepool -l ray-cluster-name=${var.name} --wait && terraform -chdir=infra/stacks/aws-eks destroy"
+  value       = "kubectl -n ${var.namespace} delete rayjob,raycluster --all --wait && kubectl delete nodepool ${var.name} --wait && terraform -chdir=infra/stacks/aws-eks destroy"
 }
