@@ -73,7 +73,7 @@ locals {
       Resource = concat(
         [for id in var.subnet_ids : "${local.ec2}:subnet/${id}"],
         ["${local.ec2}:security-group/${var.security_group_id}"],
-        ["${local.ec2}:network-interface/*", "${local.ec2}:volume/*", "${local.ec2}:placement-group/${var.name}-*"],
+        [for kind in ["network-interface/*", "volume/*", "spot-instances-request/*", "placement-group/${var.name}-*"] : "${local.ec2}:${kind}"],
         [for id in var.capacity_reservation_ids : "${local.ec2}:capacity-reservation/${id}"],
         ["arn:${data.aws_partition.current.partition}:ec2:${local.region}::image/*"],
       )
