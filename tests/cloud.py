@@ -143,6 +143,7 @@ class Cloud:
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "RAY_USAGE_STATS_ENABLED": "0",
             "AUTOSCALER_METRIC_PORT": str(free_port()),
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "2",  # a test's end waits for no task
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",  # Ray's 5 s are for clouds that count requests
         }
 
