@@ -53,7 +53,7 @@ for folder in "$copy"/modules/*/ "$copy"/stacks/*/ "$copy"/tests/*/; do
   fi
   check "$name init" terraform -chdir="$folder" "${init[@]}" ${extra[@]+"${extra[@]}"}
   check "$name validate" terraform -chdir="$folder" validate
-  if compgen -G "$folder/*.tftest.hcl" > /dev/null; then
+  if compgen -G "$folder/tests/*.tftest.hcl" > /dev/null; then
     if said=$(terraform -chdir="$folder" test 2>&1); then
       runs=$(grep -cE '^ +run ".*\.\.\. pass' <<< "$said")
       passed=$((passed + runs)); echo "ok    $name test ($runs runs)"

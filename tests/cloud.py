@@ -164,8 +164,10 @@ class Cloud:
         here = {"--port": self.gcs, "--dashboard-port": self.dashboard, "--autoscaling-config": cluster_yaml,
                 "--ray-client-server-port": free_port(), "--temp-dir": f"{self.folder}/ray"}  # fmt: skip
         arguments, env = boot_script(user_data, instance)
-        provider = {"PYTHONPATH": str(Path(__file__).parent.parent / "infra" / "head")}
-        self.head = self.start("head", changed(arguments, here), self.environment(env) | provider)
+        provider = user_data.split("<<'PROVIDER'\n", 1)[1].split("\nPROVIDER\n", 1)[0]
+        (self.folder / "ec2_provider.py").write_text(provider)
+        env |= {"PYTHONPATH": str(self.folder), "PATHRYOSHKA_CLUSTER": str(cluster_yaml)}
+        self.head = self.start("head", changed(arguments, here), self.environment(env))
         wait_until("the head", lambda: status(self.address + "/api/version", self.token) == 200, 120)
 
     def start_worker(self, instance: dict[str, Any]) -> subprocess.Popen[Any]:

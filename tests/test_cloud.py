@@ -35,7 +35,7 @@ GROUPS = [
     {"name": "student", "role": "student", "instance_types": ["p4d.24xlarge"], "cpus": 8, "memory_gib": 8, "gpus": 8,
      "accelerator": "A100", "max": 1},
     {"name": "reader", "role": "cpu", "instance_types": ["c7i.2xlarge"], "cpus": 2, "memory_gib": 8, "max": 1,
-     "spot": True, "on_demand_fallback": False},
+     "spot": True},
 ]  # fmt: skip
 MAIN = """
 module "groups" {
@@ -103,14 +103,10 @@ def lab() -> Iterator[Cloud]:
         made = rendered(lab.folder, worker_groups=GROUPS, ami_id=ami, subnet_id=subnet, security_group_id=group)
         # ten minutes of idling are six seconds here; and spot readers are refused, as by an EC2 without capacity
         quick = yaml.safe_load(made["cluster_yaml"]) | {"idle_timeout_minutes": 0.1}
-        reader = quick["available_node_types"]["reader-c7i-2xlarge-spot"]["node_config"]
-        good, reader["IamInstanceProfile"] = (
-            reader["IamInstanceProfile"],
-            {"Arn": "arn:aws:iam::1:instance-profile/none"},
-        )
-        on_demand = {"InstanceMarketOptions": None, "IamInstanceProfile": good}
-        quick["provider"] |= {"type": "external", "module": "ec2_provider.Provider",
-                              "next_best": {"reader-c7i-2xlarge-spot": [on_demand]}}  # fmt: skip
+        reader = quick["available_node_types"]["reader"]["node_config"]
+        (on_demand,) = quick["provider"]["next_best"]["reader"]
+        on_demand["IamInstanceProfile"] = reader["IamInstanceProfile"]
+        reader["IamInstanceProfile"] = {"Arn": "arn:aws:iam::1:instance-profile/none"}
         file = lab.folder / "cluster.yaml"
         file.write_text(yaml.safe_dump(quick))
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from ray.job_submission import JobStatus
 from pathryoshka import config, storage
 from pathryoshka.recipes import as_file
 from pathryoshka.submit import follow as following
-from pathryoshka.submit import look
+from pathryoshka.submit import look, probe
 from pathryoshka.submit.attempts import as_lines, attempts_of, next_id
 from pathryoshka.submit.client import SubmitError
 from pathryoshka.submit.package import environment, make_package, refuse_folders_of_this_machine
@@ -113,13 +114,13 @@ def test_folders_of_this_machine_are_refused(key: str, setting: str) -> None:
 # ---------------------------------------------------------------- may it start there?
 
 
-def seen(*nodes: dict[str, float], most: dict[str, float] | None = None, **over: Any) -> dict[str, Any]:
+def seen(*nodes: dict[str, float], may: tuple[tuple[int, dict[str, float]], ...] = (), **over: Any) -> dict[str, Any]:
     return {
         "ray": ray.__version__,
         "python": sys.version.split()[0],
         "packages": {"torch": "2"},
         "nodes": [{"has": n, "free": n, "labels": {}} for n in nodes],
-        "most": most,
+        "may": [{"most": most, "has": has} for most, has in may],
         "storage": None,
     } | over
 
@@ -149,7 +150,7 @@ def test_a_cluster_that_fits() -> None:
         (seen(TEACHER, STUDENT), "teacher a x 2, teacher b x 2 need 4 GPU on nodes with teacher; the cluster has 2"),
         (seen({"CPU": 4, "GPU": 8}, STUDENT), "need 4 GPU on nodes with teacher; the cluster has 0"),
         (seen(TEACHER, TEACHER), "student x 2 need 2 GPU on nodes with student; the cluster has 0"),
-        (seen(TEACHER, STUDENT, most={"GPU": 3, "CPU": 99, "teacher": 9, "student": 9}), "the cluster has 3 at most"),
+        (seen(TEACHER, STUDENT, may=((1, TEACHER), (9, STUDENT))), "need 4 GPU on nodes with teacher; the cluster has 2 "),
         (seen(TEACHER, TEACHER, STUDENT, ray="2.1.0"), "the cluster runs Ray 2.1.0"),
         (seen(TEACHER, TEACHER, STUDENT, python="3.8.1"), "the cluster runs Python 3.8.1"),
         (seen(TEACHER, TEACHER, STUDENT, packages={"torch": None}), "the cluster has no torch"),
@@ -161,8 +162,18 @@ def test_a_cluster_that_does_not(there: dict[str, Any], words: str) -> None:
 
 
 def test_an_autoscaler_may_bring_what_is_not_there_yet() -> None:
-    there = seen({"CPU": 4}, most={"GPU": 8, "CPU": 64, "teacher": 4, "student": 1})
+    there = seen({"CPU": 4}, may=((2, TEACHER), (1, STUDENT)))
     assert list(look.wrong(cluster_run(), there)) == []
+    assert "may come: up to 2 x 8 CPU, 2 GPU, 1 teacher" in list(look.lines(cluster_run(), there))
+
+
+def test_what_may_come_is_read_from_the_autoscalers_own_file(tmp_path: Path) -> None:
+    tree = {"available_node_types": {"head": {"resources": {"CPU": 0}, "max_workers": 0},
+                                     "t": {"resources": TEACHER, "max_workers": 3}}}  # fmt: skip
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(tree))
+    for said in (str(tmp_path / "cluster.yaml"), json.dumps(tree)):
+        assert probe.may_come(said) == [{"has": TEACHER, "most": 3}]
+    assert probe.may_come(None) == []
 
 
 # ---------------------------------------------------------------- following

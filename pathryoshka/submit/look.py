@@ -63,16 +63,20 @@ def wrong(run: config.Run | None, seen: dict[str, Any]) -> Iterator[str]:
 
 def too_small(run: config.Run, seen: dict[str, Any]) -> Iterator[str]:
     """What the run holds that the cluster, grown to its most, does not have."""
-    nodes, most = seen["nodes"], seen["most"]
     for roles, need, whose in by_roles(demands(run, has_gpus(seen))):
-        fitting = [node["has"] for node in nodes if all(node["has"].get(role, 0) > 0 for role in roles)]
+        there, may = fitting(seen["nodes"], roles), fitting(seen["may"], roles)
         where = f"nodes with {' and '.join(roles)}" if roles else "all nodes"
         for key, value in need.items():
-            have = sum(has.get(key, 0) for has in fitting)
-            if most is not None:  # an autoscaler may bring more; whose role that is only its config knows
-                have = max(have, most.get(key, 0))
-            if value > have + 1e-9:
-                yield f"{whose} need {value:g} {key} on {where}; the cluster has {have:g}{' at most' if most else ''}"
+            have = sum(node["has"].get(key, 0) for node in there)
+            # nodes of a kind that may come are among those that are there already
+            most = max(have, sum(kind["has"].get(key, 0) * kind["most"] for kind in may))
+            if value > most + 1e-9:
+                grown = " at most" if may else ""
+                yield f"{whose} need {value:g} {key} on {where}; the cluster has {most:g}{grown}"
+
+
+def fitting(nodes: list[dict[str, Any]], roles: tuple[str, ...]) -> list[dict[str, Any]]:
+    return [node for node in nodes if all(node["has"].get(role, 0) > 0 for role in roles)]
 
 
 def by_roles(parts: list[Demand]) -> Iterator[tuple[tuple[str, ...], dict[str, float], str]]:
@@ -89,19 +93,18 @@ def by_roles(parts: list[Demand]) -> Iterator[tuple[tuple[str, ...], dict[str, f
 def lines(run: config.Run, seen: dict[str, Any]) -> Iterator[str]:
     """What the run needs beside what there is and what is free now."""
     for roles, need, whose in by_roles(demands(run, has_gpus(seen))):
-        fitting = [n for n in seen["nodes"] if all(n["has"].get(role, 0) > 0 for role in roles)]
+        there = fitting(seen["nodes"], roles)
         with_roles = f" with {', '.join(roles)}" if roles else ""
         counts = "; ".join(
-            f"{key} {value:g} of {sum(n['free'].get(key, 0) for n in fitting):g} free, "
-            f"{sum(n['has'].get(key, 0) for n in fitting):g} there"
+            f"{key} {value:g} of {sum(n['free'].get(key, 0) for n in there):g} free, "
+            f"{sum(n['has'].get(key, 0) for n in there):g} there"
             for key, value in need.items()
             if key not in roles
         )
-        yield f"{whose}: {counts} on {len(fitting)} nodes{with_roles}"
-    if seen["most"] is not None:
-        yield "the autoscaler may bring up to " + ", ".join(f"{v:g} {k}" for k, v in sorted(seen["most"].items()))
+        yield f"{whose}: {counts} on {len(there)} nodes{with_roles}"
+    for kind in seen["may"]:
+        yield f"may come: up to {kind['most']} x " + ", ".join(f"{v:g} {k}" for k, v in sorted(kind["has"].items()))
 
 
 def has_gpus(seen: dict[str, Any]) -> bool:
-    most = seen["most"] or {}
-    return most.get("GPU", 0) > 0 or any(node["has"].get("GPU", 0) > 0 for node in seen["nodes"])
+    return any(node["has"].get("GPU", 0) > 0 for node in seen["nodes"] + seen["may"])

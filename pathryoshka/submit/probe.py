@@ -1,7 +1,7 @@
 """What a cluster says of itself, asked from its head in a small job: `python -m pathryoshka.submit.probe run.yaml`.
 
-Prints one line, `MARK` and JSON: versions, nodes with what they have and what of it is free, the most that an
-autoscaler may add (none = there is no autoscaler), and whether the run's storage can be written from there.
+Prints one line, `MARK` and JSON: versions, nodes with what they have and what of it is free, the kinds of nodes that an
+autoscaler may bring and the most of each, and whether the run's storage can be written from there.
 """
 
 from __future__ import annotations
@@ -9,17 +9,22 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import sys
 import uuid
+from pathlib import Path
 from typing import Any
 
 import ray
+import yaml
 
 from pathryoshka import config, storage
 from pathryoshka.retry import StorageError
 
 MARK = "pathryoshka-probe "
+CLUSTER = "PATHRYOSHKA_CLUSTER"
+"""On the head of a cluster that grows: its YAML for Ray's autoscaler, or a file of it. Ray itself tells nobody."""
 PACKAGES = ("torch", "timm", "deepspeed", "pyarrow")
 
 
@@ -45,9 +50,18 @@ def probe(run: config.Run) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version_of(name) for name in PACKAGES},
         "nodes": nodes,
-        "most": state.get_max_resources_from_cluster_config(),
+        "may": may_come(os.environ.get(CLUSTER)),
         "storage": why_not_writable(run),
     }
+
+
+def may_come(cluster: str | None) -> list[dict[str, Any]]:
+    """What each kind of node has, and the most of it that there may be; none where no autoscaler is."""
+    if not cluster:
+        return []
+    text = Path(cluster).read_text() if cluster.startswith("/") else cluster
+    kinds = yaml.safe_load(text)["available_node_types"].values()
+    return [{"has": kind["resources"], "most": kind["max_workers"]} for kind in kinds if kind.get("max_workers")]
 
 
 def version_of(name: str) -> str | None:

@@ -10,6 +10,10 @@ output "token_parameter" {
   value = aws_ssm_parameter.token.name
 }
 
+output "ca_parameter" {
+  value = one(aws_ssm_parameter.ca[*].name)
+}
+
 output "parameter_arns" {
   description = "What nodes read at boot."
   value       = concat([aws_ssm_parameter.token.arn], aws_ssm_parameter.ca[*].arn)

@@ -113,9 +113,19 @@ variable "placement_group" {
 }
 
 variable "tls" {
-  description = "TLS between nodes (RAY_USE_TLS): for networks shared with others. Certificates come from the node's image."
+  description = "TLS between nodes (RAY_USE_TLS): for networks shared with others. Each node signs its own certificate when it boots."
   type        = bool
   default     = false
+}
+
+variable "ca_parameter" {
+  description = "With tls: the SSM parameter with the authority's PEM key and certificate."
+  type        = string
+  default     = null
+  validation {
+    condition     = !var.tls || var.ca_parameter != null
+    error_message = "ca_parameter: with tls, where the authority's key and certificate are kept."
+  }
 }
 
 variable "tags" {

@@ -1,5 +1,9 @@
 locals {
   image_env = [{ name = "OMP_NUM_THREADS", value = "1" }]
+  # what the autoscaler may bring, for the check before a job: Ray does not say it
+  most = { name = "PATHRYOSHKA_CLUSTER", value = jsonencode({
+    available_node_types = { for name, g in var.groups : name => { resources = g.ray_resources, max_workers = g.max } }
+  }) }
 
   selectors = {
     for name, g in var.groups : name => merge(
@@ -83,7 +87,7 @@ locals {
           containers = [{
             name            = "ray-head"
             image           = var.image
-            env             = local.image_env
+            env             = concat(local.image_env, [local.most])
             securityContext = { allowPrivilegeEscalation = false }
             resources       = { for kind in ["requests", "limits"] : kind => { cpu = "4", memory = "${var.head_memory_gib}Gi" } }
             ports           = [{ containerPort = 6379, name = "gcs" }, { containerPort = 8265, name = "dashboard" }, { containerPort = 8080, name = "metrics" }]

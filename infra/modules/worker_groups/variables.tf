@@ -17,7 +17,9 @@ variable "worker_groups" {
     spot                    = optional(bool, false)
     on_demand_fallback      = optional(bool, true)
     capacity_reservation_id = optional(string)
+    capacity_block          = optional(bool, false)
     efa                     = optional(bool, false)
+    efa_cards               = optional(number, 1)
     resources               = optional(map(number), {})
     labels                  = optional(map(string), {})
     disk_gib                = optional(number, 200)
@@ -106,6 +108,14 @@ variable "worker_groups" {
   validation {
     condition     = alltrue([for g in var.worker_groups : g.capacity_reservation_id == null || length(g.instance_types) == 1])
     error_message = "worker_groups[].capacity_reservation_id: a reservation is of one instance type."
+  }
+  validation {
+    condition     = alltrue([for g in var.worker_groups : !g.capacity_block || g.capacity_reservation_id != null])
+    error_message = "worker_groups[].capacity_block: say which in capacity_reservation_id."
+  }
+  validation {
+    condition     = alltrue([for g in var.worker_groups : g.efa_cards >= 1 && g.efa_cards <= 32 && floor(g.efa_cards) == g.efa_cards && (g.efa || g.efa_cards == 1)])
+    error_message = "worker_groups[].efa_cards is a whole number from 1 to 32 (p4d has 4, p5 has 32), and needs efa."
   }
   validation {
     condition     = alltrue([for g in var.worker_groups : !g.efa || g.role == "student"])

@@ -61,6 +61,7 @@ module "render" {
   head_idle_shutdown_minutes  = var.head_idle_shutdown_minutes
   placement_group             = one(aws_placement_group.students[*].name)
   tls                         = var.tls
+  ca_parameter                = module.head.ca_parameter
 }
 
 module "head" {

@@ -21,7 +21,7 @@ run "groups" {
     max_gpus = 16
     worker_groups = [
       { name = "teacher", role = "teacher", instance_types = ["g6e.2xlarge", "g6e.4xlarge"], cpus = 6, memory_gib = 52, gpus = 1, accelerator = "L40S", min = 1, max = 4, spot = true },
-      { name = "student", role = "student", instance_types = ["p4d.24xlarge"], cpus = 90, memory_gib = 1000, gpus = 8, accelerator = "A100", max = 1, efa = true, capacity_reservation_id = "cr-0123abcd" },
+      { name = "student", role = "student", instance_types = ["p4d.24xlarge"], cpus = 90, memory_gib = 1000, gpus = 8, accelerator = "A100", max = 1, efa = true, efa_cards = 4, capacity_reservation_id = "cr-0123abcd", capacity_block = true },
     ]
   }
 }
@@ -33,16 +33,18 @@ run "spot_before_on_demand" {
   }
 
   assert {
-    condition     = jsonencode({ for k, t in yamldecode(output.cluster_yaml).available_node_types : k => t.priority if k != "head" && startswith(k, "teacher") }) == jsonencode({ "teacher-g6e-2xlarge" = 2, "teacher-g6e-2xlarge-spot" = 4, "teacher-g6e-4xlarge" = 1, "teacher-g6e-4xlarge-spot" = 3 })
-    error_message = "priorities: spot in both types, then on demand"
+    condition = [yamldecode(output.cluster_yaml).available_node_types.teacher.node_config.InstanceType, yamldecode(output.cluster_yaml).available_node_types.teacher.node_config.InstanceMarketOptions.MarketType] == ["g6e.2xlarge", "spot"] && [for way in yamldecode(output.cluster_yaml).provider.next_best.teacher : "${way.InstanceType} ${try(way.InstanceMarketOptions.MarketType, "on demand")}"] == [
+      "g6e.4xlarge spot", "g6e.2xlarge on demand", "g6e.4xlarge on demand"
+    ]
+    error_message = "spot in both types, then on demand in both"
   }
   assert {
-    condition     = sum([for k, t in yamldecode(output.cluster_yaml).available_node_types : t.min_workers]) == 1
-    error_message = "a group's min is asked of its first variant only"
+    condition     = { for k, t in yamldecode(output.cluster_yaml).available_node_types : k => [t.min_workers, t.max_workers] } == { head = [0, 0], teacher = [1, 4], student = [0, 1] }
+    error_message = "a group is one node type with one minimum and one maximum"
   }
   assert {
-    condition     = yamldecode(output.cluster_yaml).available_node_types["teacher-g6e-2xlarge-spot"].node_config.InstanceMarketOptions.MarketType == "spot" && !can(yamldecode(output.cluster_yaml).available_node_types["teacher-g6e-2xlarge"].node_config.InstanceMarketOptions)
-    error_message = "the market of each variant"
+    condition     = yamldecode(output.cluster_yaml).provider.module == "ec2_provider.Provider" && strcontains(output.head_user_data, "class Provider(AWSNodeProvider)") && strcontains(output.head_user_data, "PYTHONPATH=/etc/ray")
+    error_message = "who tries the other ways, where the head finds it"
   }
 }
 
@@ -74,15 +76,15 @@ run "students_sit_together" {
   }
 
   assert {
-    condition     = yamldecode(output.cluster_yaml).available_node_types["student-p4d-24xlarge"].node_config.Placement.GroupName == "lab-students" && !can(yamldecode(output.cluster_yaml).available_node_types["teacher-g6e-2xlarge"].node_config.Placement)
+    condition     = yamldecode(output.cluster_yaml).available_node_types.student.node_config.Placement.GroupName == "lab-students" && !can(yamldecode(output.cluster_yaml).available_node_types.teacher.node_config.Placement)
     error_message = "only students in the placement group"
   }
   assert {
-    condition     = yamldecode(output.cluster_yaml).available_node_types["student-p4d-24xlarge"].node_config.NetworkInterfaces[0].InterfaceType == "efa" && strcontains(output.worker_user_data["student-p4d-24xlarge"], "FI_PROVIDER=efa")
+    condition     = yamldecode(output.cluster_yaml).available_node_types.student.node_config.SubnetIds == ["subnet-1", "subnet-2"] && [for card in yamldecode(output.cluster_yaml).available_node_types.student.node_config.NetworkInterfaces : [card.NetworkCardIndex, card.DeviceIndex, card.InterfaceType]] == [[0, 0, "efa"], [1, 1, "efa-only"], [2, 1, "efa-only"], [3, 1, "efa-only"]] && strcontains(output.worker_user_data.student, "FI_PROVIDER=efa")
     error_message = "EFA on students that ask for it"
   }
   assert {
-    condition     = yamldecode(output.cluster_yaml).available_node_types["student-p4d-24xlarge"].node_config.CapacityReservationSpecification.CapacityReservationTarget.CapacityReservationId == "cr-0123abcd"
+    condition     = yamldecode(output.cluster_yaml).available_node_types.student.node_config.CapacityReservationSpecification.CapacityReservationTarget.CapacityReservationId == "cr-0123abcd" && yamldecode(output.cluster_yaml).available_node_types.student.node_config.InstanceMarketOptions == { MarketType = "capacity-block" }
     error_message = "the reservation is used"
   }
 }
@@ -110,13 +112,18 @@ run "boot" {
 run "tls_when_asked" {
   command = plan
   variables {
-    groups = run.groups.groups
-    tls    = true
+    groups       = run.groups.groups
+    tls          = true
+    ca_parameter = "/lab/ray-ca"
   }
 
   assert {
-    condition     = strcontains(output.head_user_data, "RAY_USE_TLS=1") && strcontains(output.worker_user_data["teacher-g6e-2xlarge"], "RAY_USE_TLS=1")
+    condition     = strcontains(output.head_user_data, "RAY_USE_TLS=1") && strcontains(output.worker_user_data.teacher, "RAY_USE_TLS=1")
     error_message = "both sides, or nobody connects"
+  }
+  assert {
+    condition     = alltrue([for text in concat([output.head_user_data], values(output.worker_user_data)) : strcontains(text, "--name /lab/ray-ca") && strcontains(text, "rm /run/ray-ca /run/ray-ca.key")])
+    error_message = "every node signs a certificate and forgets the authority's key"
   }
 }
 
@@ -127,6 +134,15 @@ run "refuses_an_image_by_tag" {
     image  = "pathryoshka:latest"
   }
   expect_failures = [var.image]
+}
+
+run "refuses_tls_without_an_authority" {
+  command = plan
+  variables {
+    groups = run.groups.groups
+    tls    = true
+  }
+  expect_failures = [var.ca_parameter]
 }
 
 run "refuses_a_region_of_no_form" {

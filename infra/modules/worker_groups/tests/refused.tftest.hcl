@@ -277,3 +277,19 @@ run "refuses_half_a_limit" {
   }
   expect_failures = [var.max_gpus]
 }
+
+run "refuses_a_capacity_block_without_its_id" {
+  command = plan
+  variables {
+    worker_groups = [{ name = "s", role = "student", instance_types = ["p5.48xlarge"], cpus = 180, memory_gib = 1800, gpus = 8, accelerator = "H100", max = 1, capacity_block = true }]
+  }
+  expect_failures = [var.worker_groups]
+}
+
+run "refuses_fabric_cards_without_fabric" {
+  command = plan
+  variables {
+    worker_groups = [{ name = "s", role = "student", instance_types = ["p5.48xlarge"], cpus = 180, memory_gib = 1800, gpus = 8, accelerator = "H100", max = 1, efa_cards = 32 }]
+  }
+  expect_failures = [var.worker_groups]
+}
