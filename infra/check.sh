@@ -66,7 +66,7 @@ done
 if [ "$plain" != --plain ]; then
   if command -v checkov > /dev/null; then
     check "policies (checkov)" checkov -d "$copy" --framework terraform --skip-download --quiet --compact \
-      --config-file "$copy/.checkov.yaml" --external-checks-dir "$copy/policies"
+      --external-checks-dir "$copy/policies"
   else
     skip "policies (checkov)" "not installed; in an environment of its own: pip install checkov"
   fi

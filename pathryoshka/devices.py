@@ -42,8 +42,12 @@ def refuse_too_few_devices(run: config.Run) -> None:
     whose maximum nobody knows is waited for.
 
     Raises:
-        DeviceError: too few for the pools and workers, in words.
+        DeviceError: too few for the pools and workers, in words; or a student that is to be on a CPU and a GPU.
     """
+    if run.train.device == "cpu" and run.train.resources_per_worker.get("GPU"):
+        raise DeviceError(
+            "train.device=cpu, but train.resources_per_worker asks for a GPU; set train.device=cuda, or leave GPU out"
+        )
     have = ray.cluster_resources()
     if os.environ.get("RAY_ADDRESS"):
         refuse_uncountable_workers(run)

@@ -50,6 +50,14 @@ def test_everything_that_needs_no_provider_passes_its_own_checks() -> None:
     assert failed == 0 and passed >= 60 and refused >= 25
 
 
+@pytest.mark.slow
+def test_everything_passes_its_own_checks() -> None:
+    """With the AWS provider where there is one ($TF_PLUGIN_DIR, or the registry), and checkov where it is installed."""
+    done = subprocess.run([ROOT / "infra" / "check.sh"], capture_output=True, text=True, check=False)
+    print(done.stdout)  # what was skipped is said
+    assert done.returncode == 0, done.stdout
+
+
 # ---------------------------------------------------------------- EC2
 
 

@@ -77,6 +77,12 @@ def test_a_local_session_has_a_cpu_for_every_stage() -> None:
     assert logical_cpus(run) >= 2 + 2 + 3 + 1  # two teachers, two workers, three readers, and FanOut
 
 
+def test_a_student_is_not_on_a_cpu_and_a_gpu() -> None:
+    run = config.resolve("debug", {"train": {"device": "cpu", "resources_per_worker": {"GPU": 1, "CPU": 1}}})
+    with pytest.raises(DeviceError, match=r"train\.device=cpu, but train\.resources_per_worker asks for a GPU"):
+        refuse_too_few_devices(run)
+
+
 def test_too_few_devices_are_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(devices.ray, "cluster_resources", lambda: {"CPU": 8.0})

@@ -17,10 +17,10 @@ variable "monthly_budget_usd" {
 }
 
 variable "budget_scope" {
-  description = <<-E
+  description = <<-EOT
     "account" counts all that the account costs. "cluster" counts what carries the cluster's tag, and counts nothing
     until ray-cluster-name is activated as a cost allocation tag in the billing console.
-  E
+  EOT
   type        = string
   default     = "account"
   validation {

@@ -26,7 +26,7 @@ resource "aws_vpc" "this" {
 # The group that AWS makes lets its members talk; without rules nobody can use it by mistake.
 resource "aws_default_security_group" "closed" {
   count  = local.own ? 1 : 0
-  vpc_id = local.vpc_id
+  vpc_id = aws_vpc.this[0].id
   tags   = { Name = "${var.name}-unused" }
 }
 

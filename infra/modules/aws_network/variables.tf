@@ -52,10 +52,10 @@ variable "availability_zones" {
 }
 
 variable "egress" {
-  description = <<-E
+  description = <<-EOT
     How instances reach what is outside: "endpoints" (AWS services only, no way to the internet: image in ECR, weights
     in the bucket), "nat" (the internet over HTTPS too) or "existing" (an existing VPC has its own way out).
-  E
+  EOT
   type        = string
   default     = "endpoints"
   validation {
