@@ -1,4 +1,4 @@
-"""The Slurm template and the lab's own script, run by a bash that finds stand-ins for Slurm: two "nodes" on one machine.
+"""The Slurm template and the lab's own script, with stand-ins for Slurm: two "nodes" on one machine.
 
 Ray, its token, the run and its signals are real. Not shown: Slurm itself.
 """
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from pathryoshka import config
+from pathryoshka import config, recipes
 from pathryoshka.tiles.phantom import write_phantom
 from tests.cloud import free_port
 
@@ -29,11 +30,13 @@ SCONTROL = """#!/bin/bash
 if [ "$1" = show ]; then echo node1; echo node2; else echo "$@" >> "$HOME/requeued"; fi
 """
 SRUN = f"""#!/bin/bash
-while [[ $1 == -* ]]; do [[ $1 == -w ]] && shift; shift; done
+while [[ $1 == -* ]]; do [[ $1 == -w ]] && {{ shift; host=$1; }}; shift; done
 [ "$1" = hostname ] && {{ echo 127.0.0.1; exit; }}
-port=$({sys.executable} -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-here="--node-ip-address=127.0.0.1 --dashboard-agent-listen-port=$port"
-[ "$2" = head ] && here="$here --ray-client-server-port=0 --temp-dir=$RAY_TMPDIR/ray" || here="$here --num-cpus=6"
+free() {{ {sys.executable} -c 'from tests.cloud import free_port; print(free_port())'; }}
+here="--node-ip-address=127.0.0.1 --dashboard-agent-listen-port=$(free)"
+[ "$2" = head ] && here="$here --ray-client-server-port=$(free) --temp-dir=$RAY_TMPDIR/ray" || here="$here --num-cpus=6"
+# two nodes of one machine must not start at the same moment
+[ "$host $2" = "node2 worker" ] && sleep 12
 exec "$@" $here
 """
 
@@ -85,18 +88,23 @@ def queue() -> Iterator[Queue]:
 def test_a_run_that_outlives_its_allocation(queue: Queue) -> None:
     tiles, root = str(queue.folder / "tiles"), str(queue.folder / "runs")
     write_phantom(tiles, config.Storage(root=root), num_tiles=160, num_patients=4, num_sites=2, size=32)
-    roles = {"teachers": {"models": {"mock": {"resources": {"teacher": 0.001}}}},
-             "train": {"resources_per_worker": {"student": 0.001, "CPU": 1}, "log_every": 5, "checkpoint_every": 500}}  # fmt: skip
-    tree = {"recipe": "debug", "name": "s", "data": {"tiles": tiles},
-            "storage": {"root": root}, "plan": {"num_views": 6000}, **roles}  # fmt: skip
+    tree = {
+        "recipe": "debug", "name": "s", "data": {"tiles": tiles}, "storage": {"root": root},
+        "plan": {"num_views": 6000},
+        "teachers": {"models": {name: {"resources": {"teacher": 0.001}} for name in recipes.debug().teachers.models}},
+        "train": {"resources_per_worker": {"student": 0.001, "CPU": 1}, "log_every": 5, "checkpoint_every": 500},
+    }  # fmt: skip
     (queue.folder / "run.yaml").write_text(yaml.safe_dump(tree))
     job = queue.start("distill", "--config", "run.yaml", "--no-rehearse")
     said = ""
     assert job.stdout
+    deadline = threading.Timer(240, job.kill)
+    deadline.start()
     for line in job.stdout:
         said += line
         if "step 10/" in line:
             job.send_signal(signal.SIGTERM)  # as `--signal=B:TERM@300` does: to the shell, not to its children
+    deadline.cancel()
     assert job.wait(120) == 143, said
     assert (queue.folder / "requeued").read_text() == f"requeue {queue.env['SLURM_JOB_ID']}\n", said
     assert not list(queue.folder.rglob("token")) and queue.left() == []
