@@ -29,6 +29,7 @@ The house, in the order in which a tile walks through it::
     observability/ gauges for Prometheus, boards for Grafana, alerts; both served on loopback, or written as files
     serve/      the embedding service on Ray Serve: gate, door, students; neighbours, slides, the page; the client
     demo        all of it at demo size               metrics     what is logged, and where to
+    estimate/   hours and money before the first cent: prices, rates, reckon, tell; simulate; measure
     submit/     a job packaged, checked against a cluster, submitted, followed; ray_jobs/ are its entries
     cli         verbs, no logic                      doctor      what is missing on this machine
 

@@ -163,9 +163,7 @@ class Train(Section):
     keep: int = Field(3, ge=1, description="checkpoints kept, beside the best one")
     log_every: int = Field(50, ge=1, description="optimizer steps")
     max_failures: int = Field(3, ge=-1, description="restarts of the worker group before the run fails; -1 = no limit")
-    grace_s: float = Field(
-        60, ge=0, description="seconds for a last checkpoint after SIGTERM; a second one ends at once"
-    )
+    grace_s: float = Field(60, ge=0, description="seconds for a last checkpoint after SIGTERM; a second ends at once")
 
 
 class Storage(Section):

@@ -94,7 +94,8 @@ def start_node(dashboard: bool = False, **options: Any) -> None:
     temp = os.environ.get("RAY_TMPDIR")
     for attempt in range(NUM_STARTS):
         try:
-            ray.init(include_dashboard=dashboard, _node_ip_address="127.0.0.1", _temp_dir=temp, **options)
+            # "local", or Ray joins whatever cluster somebody started on this machine
+            ray.init("local", include_dashboard=dashboard, _node_ip_address="127.0.0.1", _temp_dir=temp, **options)
             return
         except Exception as error:
             ray.shutdown()
