@@ -84,7 +84,7 @@ def queue() -> Iterator[Queue]:
         yield Queue(folder, env)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_that_outlives_its_allocation(queue: Queue) -> None:
     tiles, root = str(queue.folder / "tiles"), str(queue.folder / "runs")
     write_phantom(tiles, config.Storage(root=root), num_tiles=160, num_patients=4, num_sites=2, size=32)

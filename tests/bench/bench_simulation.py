@@ -1,4 +1,4 @@
-"""The simulation's throughput against local Ray runs with sleeping teachers; then 8, 64, 512 GPUs and a billion tiles."""
+"""The simulation against local Ray runs with sleeping teachers; then 8, 64, 512 GPUs and a billion tiles."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def measured(run: config.Run, one: Setting) -> tuple[float, float]:
                 time.sleep(one.student)
             if i > warm:
                 count += 1
-                reading.append(float(block["seconds.read"][0, 0]))
+                reading.append(float(block["seconds.read"].ravel()[0]))
                 if time.perf_counter() - started > SECONDS:
                     break
         return one.micro * count / (time.perf_counter() - started), sum(reading) / len(reading)
@@ -122,14 +122,14 @@ def at_scale() -> list[dict[str, object]]:
     run = config.make_run(config.overlay(run.model_dump(), {"plan": {"num_views": 10**9}}))
     prices, rows = read_prices(), []
     for teachers, students in ((8, 1), (56, 1), (448, 8)):
-        ask = Ask(run, prices, fleet(prices, f"g6e.xlarge={teachers}", "spot"), fleet(prices, f"p5.48xlarge-block={students}", "on_demand"))  # fmt: skip
+        ask = Ask(run, prices, fleet(prices, f"g6e.xlarge={teachers}", "spot"), fleet(prices, f"p5.48xlarge-block={students}", "on_demand"))  # fmt: skip  # noqa: E501
         found = estimate(ask)
         block = run.train.micro_batch
         hour = 3600.0
         line = Line(
             block,
             Pool(max(1, 8 * students), block * 8 * students / found.stages["read"].mid),
-            {"all": Pool(teachers, block * teachers / found.stages["teachers"].mid, 0.1, mtbf_s=20 * hour, restart_s=600)},
+            {"all": Pool(teachers, block * teachers / found.stages["teachers"].mid, 0.1, mtbf_s=20 * hour, restart_s=600)},  # noqa: E501
             Pool(8 * students, block * 8 * students / found.stages["student"].mid, mtbf_s=5000 * hour),
             checkpoint_blocks=run.train.checkpoint_every * run.train.global_batch // block,
             recover_s=300,
