@@ -38,8 +38,11 @@ HARDWARE = {"ray_node_gpus_utilization"}
 """Shown only where there is a GPU."""
 IN_A_STORE = {"ray_pathryoshka_run_store_hit_rate"}
 
-needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool: apt-get install prometheus")
-needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="needs apt-get install prometheus")
+needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="NO PROMTOOL (apt-get install prometheus)")
+needs_prometheus = pytest.mark.skipif(
+    not shutil.which("prometheus"),
+    reason="NO PROMETHEUS (apt-get install prometheus)",
+)
 both_boards = pytest.mark.parametrize("board", [run_board(), sweep_board()], ids=["run", "sweep"])
 
 
@@ -333,7 +336,7 @@ def test_a_real_prometheus_finds_every_panel_and_alert_of_a_real_run(tree: dict[
             def both() -> list[tuple[float, float]]:
                 """(shown, written) loss of every log line that Prometheus scraped before the next one came."""
                 lines = {line["views"]: line["loss"] for line in read_metrics(run, config.Storage())}
-                views, losses = (ask(address, f"ray_pathryoshka_run_{name}[10m]")[0]["values"] for name in ("views", "loss"))
+                views, losses = (ask(address, f"ray_pathryoshka_run_{n}[10m]")[0]["values"] for n in ("views", "loss"))
                 at = {when: float(value) for when, value in losses}
                 shown = {float(value): at[when] for when, value in views if when in at}
                 return [(shown[views], lines[views]) for views in shown.keys() & lines.keys()]
