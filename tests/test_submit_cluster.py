@@ -16,7 +16,8 @@ import yaml
 from pathryoshka import config, storage
 from pathryoshka.s3server import S3Server
 from pathryoshka.tiles.phantom import write_phantom
-from tests.lab import Lab, free_port
+from tests.lab import Lab
+from tests.ports import free_port
 from tests.runs import outcome
 
 pytestmark = pytest.mark.slow
