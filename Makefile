@@ -20,11 +20,12 @@ endif
 TEST_ENV := env RAY_AUTH_MODE=disabled OMP_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(PY) -m pytest -q -p no:cacheprovider
 
-.PHONY: help demo dashboards test test-slow test-full bench lint format install install-offline wheelhouse constraints
+.PHONY: help demo dashboards docs notebooks test test-slow test-full bench lint format install install-offline wheelhouse constraints
 
 help:
 	@echo 'make demo             slides to student in minutes: out/demo/report.html, out/demo/export'
 	@echo 'make test             lint, types, fast tests        make test-slow, make test-full: the longer ones'
+	@echo 'make notebooks        seven of them, in JupyterLab    make docs: the site, in out/site'
 	@echo 'make dashboards       Prometheus and Grafana beside the Ray session of this machine, until Ctrl-C'
 	@echo 'make bench            list the measurements          make bench NAME=learns: run one'
 	@echo 'make lint, format     ruff and mypy                  make install: .venv with everything in constraints.txt'
@@ -101,6 +102,14 @@ endif
 
 demo: $(READY)
 	$(VENV)/bin/pathryoshka demo
+
+docs: $(READY)
+	$(PY) -m mkdocs build --quiet -f .mkdocs.yml && echo out/site/index.html
+
+# JupyterLab is for people, not for tests: it is installed when it is asked for
+notebooks: $(READY)
+	$(PY) -m uv pip install --python $(PY) -q jupyterlab || $(PY) -m pip install -q jupyterlab
+	cd notebooks && PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ../$(PY) -m jupyterlab --ip=127.0.0.1
 
 dashboards: $(READY)
 	$(VENV)/bin/pathryoshka dashboards
