@@ -59,17 +59,25 @@ def write_segment(
             tables.append(table)
     if not sums:
         return None
-    whole = pa.concat_tables(tables, promote_options="default").unify_dictionaries().combine_chunks()
+    whole = pa.concat_tables([plain(table) for table in tables], promote_options="default").combine_chunks()
     together = np.concatenate(heads)
     coding = Coding.of(together)
     coding.codes(together).tofile(folder / CODES)
     np.array(sums, "<u4").tofile(folder / SUMS)
-    write_arrow(folder / FACTS, whole.select(SCHEMA.names))
+    # coded here: no name outlives its last row, and every name stands once
+    coded = [whole[f.name].combine_chunks().dictionary_encode() if f.type == CODED else whole[f.name] for f in SCHEMA]
+    write_arrow(folder / FACTS, pa.table(coded, schema=SCHEMA))
     if "image" in whole.column_names and whole["image"].null_count < len(whole):
         write_arrow(folder / IMAGES, whole.select(["image"]))
     files = {path.name: File(bytes=path.stat().st_size, sha256=file_digest(path)) for path in sorted(folder.iterdir())}
     centre = tuple(round(float(x), 7) for x in coding.centre)
     return Segment(name=name, rows=len(sums), files=files, centre=centre, scale=coding.scale)
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """Strings where there were codes."""
+    return pa.table({n: table[n].cast(pa.string()) if table.schema.field(n).type == CODED else table[n]
+                     for n in table.column_names})  # fmt: skip
 
 
 def write_arrow(path: Path, table: pa.Table) -> None:

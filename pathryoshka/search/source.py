@@ -48,7 +48,9 @@ class Source:
     tiles: pa.Table | None = field(default=None, repr=False)
 
     def batches(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """Facts (SCHEMA, and `image` where the table has it) and vectors fp32 [n, width] of length 1, by row group.
+        """Facts and vectors fp32 [n, width] of length 1, by row group.
+
+        Facts have the columns of SCHEMA, as strings and numbers, and `image` where the table has it.
 
         Raises:
             SearchError: a vector that is null, not finite or zero; a tile without slide, patient or site.
@@ -92,19 +94,19 @@ class Source:
                 raise SearchError(
                     f"{self.uri} does not say the {name} of its tiles; name the data set they are from with --tiles"
                 )
-        made = {f.name: plain(columns.get(f.name), f.type, len(ids)) for f in SCHEMA}
+        made = {f.name: as_kind(columns.get(f.name), KINDS[f.name], len(ids)) for f in SCHEMA}
         if "image" in columns:
-            made["image"] = columns["image"].cast(pa.binary())
+            made["image"] = as_kind(columns["image"], pa.binary(), len(ids))
         return pa.table(made)
 
 
-def plain(column: pa.ChunkedArray | pa.Array | None, kind: pa.DataType, rows: int) -> pa.Array:
+KINDS = {field.name: pa.string() if field.type == CODED else field.type for field in SCHEMA}
+
+
+def as_kind(column: pa.ChunkedArray | pa.Array | None, kind: pa.DataType, rows: int) -> pa.Array:
     if column is None:
-        return pa.nulls(rows, pa.string()).dictionary_encode().cast(CODED) if kind == CODED else pa.nulls(rows, kind)
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if kind == CODED:
-        return column.cast(pa.string()).dictionary_encode().cast(CODED)
-    return column.cast(kind)
+        return pa.nulls(rows, kind)
+    return (column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column).cast(kind)
 
 
 def open_source(uri: str, cfg: config.Storage, encoder: str | None = None, tiles: tuple[str, ...] = ()) -> Source:
