@@ -12,6 +12,7 @@ from pathryoshka.cli_options import FAILED, InOrder, run_options
 TILES = click.option("--tiles", multiple=True, metavar="DATASET", help="data set that the tiles are from: for patient, "
                      "site and label where the table lacks them, and for pictures; several times")  # fmt: skip
 ENCODER = click.option("--encoder", metavar="NAME", help="whose vectors, where the table has those of several")
+STUDENT = click.option("--student", metavar="EXPORT", help="that made the vectors; `build` records it for searches")
 TO = click.option("--to", required=True, metavar="INDEX", help="folder or URI of the index")
 
 
@@ -26,7 +27,7 @@ def index() -> None:
 @TO
 @TILES
 @ENCODER
-@click.option("--student", metavar="EXPORT", help="that made the vectors; recorded, so that searches need not name it")
+@STUDENT
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
 def index_build(
     run: config.Run, table: str, to: str, tiles: tuple[str, ...], encoder: str | None, student: str | None, dtype: str
@@ -46,11 +47,16 @@ def index_build(
 @TO
 @TILES
 @ENCODER
-def index_add(run: config.Run, table: str, to: str, tiles: tuple[str, ...], encoder: str | None) -> None:
+@STUDENT
+def index_add(
+    run: config.Run, table: str, to: str, tiles: tuple[str, ...], encoder: str | None, student: str | None
+) -> None:
     """Add the tiles of TABLE that the index does not have."""
     from pathryoshka.search import writing
 
-    made, added, met = writing.add(table, to, run.storage, tiles=tiles, encoder=encoder, say=click.echo)
+    made, added, met = writing.add(
+        table, to, run.storage, tiles=tiles, encoder=encoder, student=student, say=click.echo
+    )
     click.echo(f"{to}: {added} tiles added, {met} were there; {made.rows} in all")
 
 

@@ -36,6 +36,7 @@ from pathryoshka.search.manifest import (
     Segment,
     read_manifest,
     refuse_foreign,
+    short_id,
     write_manifest,
 )
 from pathryoshka.search.segment import write_segment
@@ -109,15 +110,7 @@ def build(
     if dtype not in DTYPES:
         raise SearchError(f"numbers are kept as {' or '.join(DTYPES)}, not {dtype}")
     source = open_source(table, cfg, encoder, tiles)
-    model_id = source.model_id
-    if student is not None:
-        with local_folder(student, cfg) as folder:
-            its_id = read_facts(folder, student)["model_id"]
-        if model_id not in (None, its_id):
-            raise SearchError(f"{table} is of model {model_id[:12]} and {student} is model {its_id[:12]}; embed again")
-        model_id = its_id
-    if model_id is None:
-        raise SearchError(f"{table} does not say which model made it; name its export with --student")
+    model_id = model_of(source, student, cfg)
     manifest = Manifest(
         model_id=model_id, width=source.width, dtype=dtype, student=student and storage.absolute(student),
         tiles=tuple(storage.absolute(uri) for uri in tiles),
@@ -138,6 +131,7 @@ def add(
     *,
     tiles: tuple[str, ...] = (),
     encoder: str | None = None,
+    student: str | None = None,
     say: Callable[[str], None] = quiet,
 ) -> tuple[Manifest, int, int]:
     """Adds the tiles of a table that the index does not have: (its state, tiles added, tiles that were there).
@@ -147,9 +141,10 @@ def add(
     """
     read_manifest(to, cfg)  # before a lease is made where there is no index
     source = open_source(table, cfg, encoder, tiles)
+    model_id = model_of(source, student, cfg)
     with writing(to, cfg) as writer:
         manifest = read_manifest(to, cfg)
-        refuse_foreign(to, manifest, table, source.model_id or manifest.model_id, source.width)
+        refuse_foreign(to, manifest, table, model_id, source.width)
         known = Known(open_index(to, cfg))
         segments = writer.write(new_rows(source, known), manifest.dtype, say)
         if not segments:
@@ -221,6 +216,22 @@ def verify(uri: str, cfg: config.Storage) -> list[str]:
         if len(data) != file.bytes or hashlib.sha256(data).hexdigest() != file.sha256:
             wrong.append(f"{name} is not what was written")
     return wrong
+
+
+def model_of(source: Source, student: str | None, cfg: config.Storage) -> str:
+    """The id of the model that made a table: what the table says, or that of an export that is named as its maker."""
+    if student is not None:
+        with local_folder(student, cfg) as folder:
+            its_id = read_facts(folder, student)["model_id"]
+        if source.model_id not in (None, its_id):
+            raise SearchError(
+                f"{source.uri} is of model {short_id(source.model_id)} and {student} is model {short_id(its_id)}; "
+                "name the student that made the vectors"
+            )
+        return its_id
+    if source.model_id is None:
+        raise SearchError(f"{source.uri} does not say which model made it; name its export with --student")
+    return source.model_id
 
 
 # ---- rows
