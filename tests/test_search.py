@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -208,6 +209,23 @@ def test_compacting_removes_what_was_deleted_and_what_nobody_names(own: Path, x_
     assert writing.compact(str(own), CFG) == (made, 0)
 
 
+def test_of_a_folder_with_a_manifest_what_it_names_is_the_table(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    places = {"x": pa.array(range(0, 2000, 100), pa.int32()), "y": pa.array([7] * 20, pa.int32()),
+              "side": pa.array([448.0] * 20, pa.float32())}  # fmt: skip
+    x = vectors(20)
+    write_table(tmp_path / "parts/a.parquet", x, facts(20), **places)
+    few = {name: column[:3] for name, column in places.items()}
+    write_table(tmp_path / "parts/of-a-killed-run.parquet", x[:3], facts(3, "no"), **few)
+    pq.write_table(pa.table({"slide": ["t0"], "status": ["done"]}), tmp_path / "status.parquet")
+    part = {"path": "parts/a.parquet", "rows": 20, "bytes": (tmp_path / "parts/a.parquet").stat().st_size}
+    (tmp_path / "_manifest.json").write_text(json.dumps({"states": [{"part": part}, {"part": None}]}))
+    assert writing.build(str(tmp_path), str(tmp_path / "index"), CFG).rows == 20
+    where, rows = open_index(str(tmp_path / "index"), CFG).on_slide("t1")
+    assert where.tolist() == [[float(100 * i), 7.0, 448.0] for i in range(10, 20)]
+    np.testing.assert_allclose(rows, x[10:], atol=5e-4)
+
+
 def test_a_second_writer_is_refused(own: Path, table: str) -> None:
     with Lease.acquire(str(own), CFG, "another"), pytest.raises(RunTaken, match="being written by another"):
         writing.add(table, str(own), CFG)
@@ -241,6 +259,7 @@ writing.add(sys.argv[1], sys.argv[2], config.Storage(lease_ttl_s=1))
 """
 
 
+@pytest.mark.slow
 def test_a_writer_killed_in_the_middle_of_an_add_leaves_the_old_state(own: Path, tmp_path: Path) -> None:
     more = vectors(1000, seed=9)
     name = write_table(tmp_path / "more.parquet", more, facts(1000, "new"))
@@ -256,7 +275,7 @@ def test_a_writer_killed_in_the_middle_of_an_add_leaves_the_old_state(own: Path,
     assert not writing.verify(str(own), CFG)
     began = time.monotonic()
     assert writing.add(name, str(own), CFG)[1:] == (1000, 0)  # its lease ends by itself
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     assert ids(open_index(str(own), CFG), more[700], k=1) == ["new70/700"]
     made, freed = writing.compact(str(own), CFG)
     assert made.rows == NUM + 1000 and freed > 300 * WIDTH * 2 * 2

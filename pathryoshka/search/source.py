@@ -2,11 +2,13 @@
 
 A table is a Parquet file, or a folder of them, with `tile_id`, one column of vectors (`<encoder>.summary` as in the one
 table for vectors, or `vector`), and `pathryoshka.model_id` in the metadata of its schema. `slide_id`, `patient_id`,
-`site`, `label`, `left`, `top`, `side` (pixels of level 0) and `image` are taken where they are there.
+`site`, `label`, `x`, `y`, `side` (pixels of level 0) and `image` are taken where they are there. Where a manifest lies
+beside the files, as in what `pathryoshka embed` writes, the table is what it names.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,6 +27,8 @@ from pathryoshka.tiles.shards import read_manifest, read_row_group
 
 MODEL_ID = b"pathryoshka.model_id"
 IDENTITY = -1
+MANIFEST = "_manifest.json"
+PLACE = {"x": "left", "y": "top"}
 KNOWN = ("slide_id", "patient_id", "site", "label")
 
 
@@ -55,10 +59,11 @@ class Source:
         Raises:
             SearchError: a vector that is null, not finite or zero; a tile without slide, patient or site.
         """
+        identity = uuid.uuid4().hex  # footers of an earlier reading may be of a file that was replaced
         for uri, size, groups in self.files:
             for group in range(groups):
                 try:
-                    table = parquet.read_row_group(uri, size, str(size), group, self.columns, lambda f: None, self.cfg)
+                    table = parquet.read_row_group(uri, size, identity, group, self.columns, lambda f: None, self.cfg)
                 except parquet.NotWhatWasWritten as error:
                     raise SearchError(f"{uri} is damaged ({error}); embed its tiles again") from None
                 if "view_id" in table.column_names:  # the others are views of the same tiles
@@ -80,6 +85,7 @@ class Source:
 
     def facts(self, table: pa.Table) -> pa.Table:
         ids = table["tile_id"].cast(pa.string()).combine_chunks()
+        table = table.rename_columns([PLACE.get(name, name) for name in table.column_names])
         columns = {name: table[name] for name in table.column_names if name in SCHEMA.names or name == "image"}
         if self.tiles is not None:
             rows = pc.index_in(ids, value_set=self.tiles["tile_id"])
@@ -128,7 +134,7 @@ def open_source(uri: str, cfg: config.Storage, encoder: str | None = None, tiles
             raise SearchError(f"{where} is no Parquet table: {str(error).splitlines()[0]}") from None
         column = vector_column(where, schema, encoder)
         said = (schema.metadata or {}).get(MODEL_ID, b"").decode() or None
-        wanted = {"tile_id", "view_id", column, "image", *SCHEMA.names[:8]}
+        wanted = {"tile_id", "view_id", column, "image", *PLACE, *SCHEMA.names[:8]}
         seen.add((said, schema.field(column).type.list_size, column, tuple(n for n in schema.names if n in wanted)))
         found.append((where, size, groups))
     if len(seen) > 1:
@@ -147,10 +153,23 @@ def table_files(uri: str, cfg: config.Storage) -> list[tuple[str, int]]:
     info = storage.retrying(lambda: filesystem.get_file_info(path), cfg, f"look for {uri}")
     if info.is_file:
         return [(uri, info.size)]
-    below = {name: size for name, size in storage.list_files(uri, cfg).items() if name.endswith(".parquet")}
+    named = storage.join(uri, MANIFEST)
+    if storage.exists(named, cfg):
+        below = parts_of(named, cfg)
+    else:
+        below = {name: size for name, size in storage.list_files(uri, cfg).items() if name.endswith(".parquet")}
     if not below:
         raise SearchError(f"no table of vectors at {uri}; name a Parquet file or a folder of them")
     return [(storage.join(uri, name), size) for name, size in below.items()]
+
+
+def parts_of(manifest: str, cfg: config.Storage) -> dict[str, int]:
+    """Bytes of each part that the manifest of `pathryoshka embed` names: others are of a run that was cut short."""
+    try:
+        parts = [state["part"] for state in storage.read_json(manifest, cfg)["states"] if state["part"]]
+        return {part["path"]: part["bytes"] for part in parts}
+    except (KeyError, TypeError):
+        raise SearchError(f"{manifest} is of no table of vectors; name what `pathryoshka embed` wrote") from None
 
 
 def vector_column(where: str, schema: pa.Schema, encoder: str | None) -> str:

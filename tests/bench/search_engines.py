@@ -113,6 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--make", action="store_true")
+    parser.add_argument("--queries", type=int, default=QUERIES)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--engine", choices=("faiss-flat", "faiss-ivf", "faiss-hnsw", "lancedb"))
     args = parser.parse_args()
@@ -134,7 +135,7 @@ def main() -> None:
         said = []
         for filtered, truth in zip((False, True), truths, strict=True):
             ms, recalls, fewest = [], [], K
-            for query, right in zip(queries, truth, strict=True):
+            for query, right in zip(queries[: args.queries], truth[: args.queries], strict=True):
                 began = time.perf_counter()
                 rows = search(query, filtered)
                 ms.append(1000 * (time.perf_counter() - began))

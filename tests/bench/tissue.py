@@ -17,13 +17,14 @@ from PIL import Image
 from pathryoshka import config
 from pathryoshka.teachers.encoder import load_encoder
 
-SIDE = 224
+SIDE, STEP = 224, 448
+"""Of a tile; from one to the next on a slide, in pixels."""
 FLAT = 12.0
 """Grey levels of standard deviation below which a square is glass."""
 
 
 def squares(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(image or slide, uint8 [224, 224, 3]) on a grid over everything that can be read."""
+    """(image or slide, uint8 [224, 224, 3]) on a grid over every image, and on a wider one over every slide."""
     files = [path for path in sorted((folder / "tiles").rglob("*")) if path.suffix in (".jpeg", ".jpg", ".png", ".bmp")]
     for path in files:
         image = np.asarray(Image.open(path).convert("RGB"))
@@ -35,9 +36,9 @@ def squares(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
             continue
         with openslide.OpenSlide(str(path)) as slide:
             width, height = slide.dimensions
-            for y in range(0, height - SIDE + 1, SIDE):
+            for y in range(0, height - SIDE + 1, STEP):
                 strip = np.asarray(slide.read_region((0, y), 0, (width, SIDE)).convert("RGB"))
-                for x in range(0, width - SIDE + 1, SIDE):
+                for x in range(0, width - SIDE + 1, STEP):
                     tile = strip[:, x : x + SIDE]
                     if tile[..., 1].std() > FLAT:
                         yield f"{path.name}/{x // (8 * SIDE)}_{y // (8 * SIDE)}", tile
