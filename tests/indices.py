@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from pathryoshka import config
 from pathryoshka.features.table import as_lists
+from pathryoshka.search import Index, writing
+from pathryoshka.search.filters import Filter
 from pathryoshka.search.source import MODEL_ID
 
 MODEL = "a1" * 32
 WIDTH = 96
+NUM = 3000
+CFG = config.Storage(lease_ttl_s=1)
 
 
 def vectors(num: int, width: int = WIDTH, seed: int = 0) -> np.ndarray:
@@ -53,3 +60,30 @@ def brute(x_ND: np.ndarray, query: np.ndarray, width: int, allowed: np.ndarray |
         scores[~allowed] = -np.inf
     order = np.argsort(-scores, kind="stable")
     return order[: len(order) if allowed is None else int(allowed.sum())]
+
+
+NAMES = np.array(facts(NUM)["tile_id"])
+
+
+def index_of(folder: Path) -> tuple[str, Path]:
+    """A table of NUM vectors and its index, of three segments."""
+    table = write_table(folder / "t.parquet", vectors(NUM), facts(NUM))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "SEGMENT_ROWS", 1300)
+        writing.build(table, str(folder / "index"), CFG)
+    return table, folder / "index"
+
+
+def damage(file: Path, how: str) -> None:
+    data = bytearray(file.read_bytes())
+    if how == "remove":
+        file.unlink()
+        return
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data if how == "flip" else data[:-1])
+
+
+def ids(
+    index: Index, query: np.ndarray, width: int = WIDTH, k: int = 10, only: Filter | None = None, **options: Any
+) -> list[str]:
+    return [hit.tile_id for hit in index.search(query, [width], k, only, **options)[width]]
