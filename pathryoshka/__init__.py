@@ -27,6 +27,7 @@ The house, in the order in which a tile walks through it::
     sweep/      many runs of one base: space, trial, drive, board, run, together (lock-step); record, report; widths
     ablate/     twins of one run on the same views: single teachers, no nesting, published recipes; what sets them apart
     observability/ gauges for Prometheus, boards for Grafana, alerts; both served on loopback, or written as files
+    search/     an index over embeddings: segments, short-lists by the first numbers, filters; pictures of neighbours
     serve/      the embedding service on Ray Serve: gate, door, students; neighbours, slides, the page; the client
     demo        all of it at demo size               metrics     what is logged, and where to
     estimate/   hours and money before the first cent: prices, rates, reckon, tell; simulate; measure

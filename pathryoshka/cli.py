@@ -28,6 +28,7 @@ from pathryoshka.cli_datasets import datasets
 from pathryoshka.cli_estimate import estimate
 from pathryoshka.cli_evaluate import evaluate
 from pathryoshka.cli_options import FAILED, INTERRUPTED, TERMINATED, WRONG_USAGE, InOrder, run_options
+from pathryoshka.cli_search import index, search
 from pathryoshka.cli_serve import serve
 from pathryoshka.cli_store import store
 from pathryoshka.cli_submit import submit
@@ -136,6 +137,8 @@ def verify(run: config.Run, path: str) -> None:
     click.echo(verify(path, run.storage))
 
 
+cli.add_command(index)
+cli.add_command(search)
 cli.add_command(serve)
 
 

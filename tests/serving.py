@@ -21,10 +21,12 @@ import pyarrow.parquet as pq
 import uvicorn
 from PIL import Image
 
+from pathryoshka import config
 from pathryoshka.export.load import Embedder
 from pathryoshka.features.table import as_lists
+from pathryoshka.search.source import MODEL_ID
+from pathryoshka.search.writing import build
 from pathryoshka.serve.door import House, make_door
-from pathryoshka.serve.lookup import MODEL_ID
 from pathryoshka.serve.token import digest
 
 TOKEN = "a-token-for-tests-only"
@@ -104,7 +106,9 @@ def write_index(
     table = pa.table(
         {**columns, "image": pa.array([jpeg(row["pixels"]) for row in rows], pa.binary())},
     ).append_column("vector", as_lists(vectors, pa.float32()))
-    pq.write_table(table.replace_schema_metadata({MODEL_ID: model.model_id.encode()}), path, write_page_checksum=True)
+    table = table.replace_schema_metadata({MODEL_ID: model.model_id.encode()})
+    pq.write_table(table, path.with_suffix(".parquet"), write_page_checksum=True)
+    build(str(path.with_suffix(".parquet")), str(path), config.Storage(), dtype="float32")
 
 
 def jpeg(pixels: np.ndarray) -> bytes:

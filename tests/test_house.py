@@ -50,6 +50,7 @@ NO_RAY = [
     "sweep.space",
     "sweep.record",
     "sweep.worth",
+    "search",
     "serve.client",
     "serve.door",
     "serve.gate",

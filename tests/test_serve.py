@@ -19,11 +19,12 @@ import pytest
 import requests
 from PIL import Image
 
+from pathryoshka import config
 from pathryoshka.export.load import Embedder, load
 from pathryoshka.serve import token
 from pathryoshka.serve.admission import Admission
 from pathryoshka.serve.client import Client, ServiceError
-from pathryoshka.serve.lookup import open_index
+from pathryoshka.serve.lookup import open_lookup
 from pathryoshka.serve.slides import find_slides
 from pathryoshka.serve.tile import Limits, Refused
 from tests.exports import export
@@ -55,15 +56,15 @@ def tiles() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory, model: Embedder, tiles: dict[str, np.ndarray]) -> Path:
-    to = tmp_path_factory.mktemp("index") / "tiles.parquet"
+    to = tmp_path_factory.mktemp("index") / "tiles.index"
     write_index(to, model, tiles, SLIDE, side=448)
     return to
 
 
 @pytest.fixture(scope="module")
 def url(model: Embedder, index: Path) -> Iterator[str]:
-    slides = find_slides(SLIDE.parent)
-    with listening(house_of(model, index=open_index(index, model.model_id), slides=slides)) as where:
+    opened = open_lookup(index, model.model_id, model.width, config.Storage())
+    with listening(house_of(model, index=opened, slides=find_slides(SLIDE.parent))) as where:
         yield where
 
 
@@ -115,7 +116,8 @@ def test_neighbours_are_the_highest_cosines_of_each_width(
 ) -> None:
     name, query = next(iter(tiles.items()))
     found = client.search(saved(query, "PNG"), k=5)
-    assert set(found.by_width) == {16, 32, 48} and found.num_tiles == len(open_index(index, model.model_id))
+    opened = open_lookup(index, model.model_id, model.width, config.Storage())
+    assert set(found.by_width) == {16, 32, 48} and found.num_tiles == len(opened)
     one = model.embed(query[None])[0].double().numpy()
     scores = {
         other: float(cosine(one[:16], model.embed(tile[None])[0].double().numpy()[:16]))
@@ -359,4 +361,4 @@ def test_who_is_let_in(header: bytes | None, may: bool) -> None:
 
 def test_an_index_of_another_model_is_refused(index: Path) -> None:
     with pytest.raises(ValueError, match="embed the tiles again"):
-        open_index(index, "another")
+        open_lookup(index, "another", 48, config.Storage())

@@ -18,8 +18,9 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from pathryoshka import config
 from pathryoshka.export.load import load
-from pathryoshka.serve.lookup import open_index
+from pathryoshka.serve.lookup import open_lookup
 from pathryoshka.serve.slides import find_slides
 from tests.exports import export
 from tests.serving import TOKEN, house_of, listening, write_index
@@ -42,8 +43,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     export(where / "export")
     model = load(where / "export")
     tiles = {file.stem.replace("___", "/"): np.array(Image.open(file).convert("RGB")) for file in TILES[::2]}
-    write_index(where / "index.parquet", model, tiles, SLIDE, side=224)
-    index = open_index(where / "index.parquet", model.model_id)
+    write_index(where / "index", model, tiles, SLIDE, side=224)
+    index = open_lookup(where / "index", model.model_id, model.width, config.Storage())
     with listening(house_of(model, index=index, slides=find_slides(SLIDE.parent))) as address:
         yield address
 

@@ -27,7 +27,7 @@ from pathryoshka.serve.token import digest
 from tests.exports import export, heads_of, student_of
 from tests.malformed import KINDS, malformed, send
 from tests.ports import free_port
-from tests.serving import TOKEN, saved
+from tests.serving import TOKEN, saved, write_index
 
 pytestmark = pytest.mark.slow
 TILE = np.random.default_rng(3).integers(0, 256, (40, 40, 3), dtype=np.uint8)
@@ -143,6 +143,20 @@ def test_a_swap_that_fails_changes_nothing(up: Running, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a Pathryoshka export"):
         up.deploy(str(tmp_path), None)
     assert Client(up.service.url).health() == before
+
+
+def test_a_swap_brings_an_index_and_refuses_that_of_another_model(
+    up: Running, exports: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model = load(exports[0])
+    tiles = {f"a/{i}": np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8) for i in range(4)}
+    write_index(tmp_path / "index", model, tiles)
+    up.deploy(str(exports[0]), str(tmp_path / "index"))
+    found = Client(up.service.url, TOKEN).search(tiles["a/2"], k=2)
+    assert found.num_tiles == 4 and found.by_width[48][0].tile_id == "a/2"
+    with pytest.raises(ValueError, match="vectors of two models cannot be compared"):
+        up.deploy(str(exports[1]), str(tmp_path / "index"))
+    assert Client(up.service.url, TOKEN).model().num_tiles == 4
 
 
 def test_the_verb_serves_swaps_and_ends_in_order(

@@ -9,7 +9,7 @@ How a request walks::
     admission       how much may wait: what would wait too long is told to come back, with 429
     remote          the door's way to the students: batches over Ray Serve, asked again where a replica dies
     student         the deployment that holds the model and joins tiles of many requests
-    lookup          neighbours by width, and their pictures          slides   deep zoom, regions, heat maps
+    lookup          an index of search/ as the door needs it          slides   deep zoom, regions, heat maps
     service         what the verb does: start, swap, drain           token    who may ask
 
 A version is a student deployment and the doors that lead to it. A swap starts both anew beside the old ones, which

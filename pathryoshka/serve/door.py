@@ -26,11 +26,12 @@ from starlette.exceptions import HTTPException
 
 from pathryoshka import __version__
 from pathryoshka.evaluate.token_map import colours
+from pathryoshka.search.index import cosines
 from pathryoshka.serve import schema
 from pathryoshka.serve.admission import Admission
 from pathryoshka.serve.docs import docs_page
 from pathryoshka.serve.gate import Gate, Meters, unexpected
-from pathryoshka.serve.lookup import Index, cosines
+from pathryoshka.serve.lookup import Index
 from pathryoshka.serve.page import add_page
 from pathryoshka.serve.slides import Slides
 from pathryoshka.serve.tile import Limits, Refused, view_of

@@ -1,4 +1,4 @@
-"""Neighbours of a vector, by width, and the pictures of the tiles they are."""
+"""Neighbours of a vector, by width, and the pictures of the tiles they are: an index, as a door needs it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pathryoshka.features.table import as_matrix
+from pathryoshka import config, search
+from pathryoshka.search.filters import Filter
+from pathryoshka.search.manifest import refuse_foreign
 from pathryoshka.serve.schema import Hit
-
-MODEL_ID = b"pathryoshka.model_id"
-FACTS = ("tile_id", "slide_id", "patient_id", "site", "label")
 
 
 class Index(Protocol):
@@ -35,64 +32,43 @@ class Index(Protocol):
 
 
 @dataclass(frozen=True)
-class TableIndex:
-    """Embedded tiles in one Parquet table, searched exactly: for as many as fit in memory.
+class Lookup:
+    """An index of `pathryoshka index build`, see docs/search.md."""
 
-    Columns: those of FACTS; `left`, `top`, `side` in pixels of level 0, or null; `image`, encoded, or null; `vector`.
-    """
+    index: search.Index
 
-    model_id: str
-    table: pa.Table
-    vectors_ND: np.ndarray
+    @property
+    def model_id(self) -> str:
+        return self.index.model_id
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.index)
 
     def search(
         self, vector_D: np.ndarray, widths: list[int], k: int, not_patient: str | None, not_slide: str | None
     ) -> dict[int, list[Hit]]:
         """The k nearest for each width, by cosine over that many leading numbers."""
-        allowed = np.ones(len(self), bool)
-        for column, name in (("patient_id", not_patient), ("slide_id", not_slide)):
-            if name is not None:
-                allowed &= np.array(self.table[column].to_pylist(), object) != name
-        rows = np.flatnonzero(allowed)
-        found = {}
-        for width in widths:
-            score = cosines(self.vectors_ND[rows], vector_D, width)
-            best = np.argsort(-score, kind="stable")[:k]
-            found[width] = [self.hit(int(rows[i]), float(score[i])) for i in best]
-        return found
-
-    def hit(self, row: int, score: float) -> Hit:
-        facts = {name: self.table[name][row].as_py() for name in FACTS}
-        return Hit(score=score, has_image=self.table["image"][row].is_valid, **facts)
+        only = Filter(() if not_patient is None else (not_patient,), () if not_slide is None else (not_slide,))
+        found = self.index.search(vector_D, widths, k, only)
+        return {width: [hit_of(one) for one in hits] for width, hits in found.items()}
 
     def image(self, tile_id: str) -> bytes | None:
-        at = pa.compute.index(self.table["tile_id"], tile_id).as_py()
-        return self.table["image"][at].as_py() if at >= 0 else None
+        return self.index.image(self.index.find(tile_id))
 
     def on_slide(self, slide_id: str) -> tuple[np.ndarray, np.ndarray]:
         """fp64 [N, 3] left, top, side and fp32 [N, D] of the tiles of a slide that have a place."""
-        here = pa.compute.and_(pa.compute.equal(self.table["slide_id"], slide_id), self.table["left"].is_valid())
-        rows = np.flatnonzero(here.to_numpy(zero_copy_only=False))
-        places = np.stack([self.table[name].take(rows).to_numpy() for name in ("left", "top", "side")], axis=1)
-        return places.astype(np.float64), self.vectors_ND[rows]
+        return self.index.on_slide(slide_id)
 
 
-def cosines(vectors_ND: np.ndarray, query_D: np.ndarray, width: int) -> np.ndarray:
-    """fp32 [N]: between the first `width` numbers of each row and of the query."""
-    rows, query = vectors_ND[:, :width], query_D[:width]
-    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(query)
-    return (rows @ query) / np.maximum(lengths, 1e-12)
+def hit_of(one: search.Neighbour) -> Hit:
+    return Hit(
+        score=one.score, tile_id=one.tile_id, slide_id=one.slide_id, patient_id=one.patient_id, site=one.site,
+        label=one.label, has_image=one.has_image,
+    )  # fmt: skip
 
 
-def open_index(path: str | Path, model_id: str) -> TableIndex:
-    """The table at `path`. Raises Refused-like ValueError where another model made it."""
-    table = pq.read_table(path, page_checksum_verification=True)
-    made_by = (table.schema.metadata or {}).get(MODEL_ID, b"").decode()
-    if made_by != model_id:
-        raise ValueError(
-            f"{path} was made by model {made_by[:12] or 'unknown'}, not {model_id[:12]}; embed the tiles again"
-        )
-    return TableIndex(model_id, table, as_matrix(table["vector"]).astype(np.float32))
+def open_lookup(uri: str | Path, model_id: str, width: int, storage: config.Storage) -> Lookup:
+    """The index at `uri`. Raises SearchError where it is corrupt, of another model, or of other widths."""
+    index = search.open_index(str(uri), storage)
+    refuse_foreign(str(uri), index.manifest, "the student", model_id, width)
+    return Lookup(index)

@@ -23,7 +23,7 @@ from pathryoshka import config
 from pathryoshka.export.load import local_folder, read_facts
 from pathryoshka.serve.door import House, make_door
 from pathryoshka.serve.gate import Gate
-from pathryoshka.serve.lookup import open_index
+from pathryoshka.serve.lookup import open_lookup
 from pathryoshka.serve.remote import Students
 from pathryoshka.serve.slides import find_slides
 from pathryoshka.serve.student import LARGEST_BATCH, Student
@@ -45,7 +45,7 @@ class Service:
     """What is served, and how.
 
     Attributes:
-        model, index: an export; a table of embedded tiles. slides: a folder. token_digest: None = anyone may ask.
+        model, index: an export; an index of embedded tiles. slides: a folder. token_digest: None = anyone may ask.
     """
 
     model: str
@@ -82,7 +82,10 @@ class Door:
         self, application: str, facts: dict[str, Any], pace: tuple[float, int], service: dict[str, Any]
     ) -> None:
         rate, batch = pace
-        index = open_index(service["index"], facts["model_id"]) if service["index"] else None
+        index = None
+        if service["index"]:
+            store = config.Storage(**service["storage"])
+            index = open_lookup(service["index"], facts["model_id"], facts["width"], store)
         self.house = House(
             facts=facts, encoder=Students(application), rate=rate * service["replicas"],
             at_least=2 * batch * service["replicas"], index=index,
@@ -109,7 +112,7 @@ class Running:
         with local_folder(model, service.storage) as folder:
             facts = read_facts(folder, model)
         if index is not None:
-            open_index(index, facts["model_id"])
+            open_lookup(index, facts["model_id"], facts["width"], service.storage)
         application = f"student-{self.version + 1}"
         gpu = service.device.startswith("cuda")
         students = Student.options(  # type: ignore[attr-defined]
@@ -131,6 +134,7 @@ class Running:
             given = {
                 "index": index, "slides": service.slides, "replicas": service.replicas,
                 "limits": asdict(service.limits), "token_digest": service.token_digest,
+                "storage": service.storage.model_dump(),
             }  # fmt: skip
             door = Door.bind(application, facts, (rate, batch), given)  # type: ignore[attr-defined]
             serve.run(door, name=DOOR, route_prefix="/")
