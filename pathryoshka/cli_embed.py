@@ -58,6 +58,7 @@ def embed(
     missing or failed. Exits with 1 where something could not be embedded; the rest is there."""
     from pathryoshka.embedding.job import embed
     from pathryoshka.embedding.recipe import cut_of
+    from pathryoshka.embedding.table import failed as failed_units
 
     if address:
         os.environ["RAY_ADDRESS"] = address
@@ -68,7 +69,7 @@ def embed(
         from pathryoshka.embedding.exporting import export_slides
 
         click.echo(export_slides(to, form, run.storage))
-    failed = [state for state in manifest.states if state.status == "failed" or state.unreadable]
+    failed = failed_units(manifest.states)
     for state in failed[:10]:
         reason = state.reason or f"{len(state.unreadable)} tiles cannot be decoded"
         click.echo(f"{state.name}: {reason}", err=True)
