@@ -57,7 +57,7 @@ def tiles_of_slides(cut: Cut, slide_mpp: float | None, pseudonymised: bool) -> d
 
 def tiles_of_data_set(made_by: Mapping[str, Any]) -> dict[str, Any]:
     """Of a manifest: what must be equal for two data sets to stand in one table."""
-    return {"kind": "tiles", **{name: made_by.get(name) for name in ("size", "mpp", "mpp_range")}}
+    return {"kind": "tiles", **{name: made_by.get(name) for name in ("size", "stride", "mpp", "mpp_range")}}
 
 
 def settle(to: str, recipe: Recipe, cfg: config.Storage) -> None:
