@@ -96,7 +96,9 @@ def write_anndata(file: Path, slide_id: str, table: pa.Table, recipe: Recipe) ->
     centres = obs[["x", "y"]].to_numpy(np.float64) + obs[["side"]].to_numpy(np.float64) / 2
     of: dict[str, Any] = {"model_id": recipe.model_id, "slide_id": slide_id, "width": recipe.width}
     vectors = as_matrix(table[VECTOR]).astype(np.float32)
-    anndata.AnnData(vectors, obs=obs, obsm={"spatial": centres}, uns={"pathryoshka": of}).write_h5ad(file)
+    var = pd.DataFrame(index=pd.Index([f"z{i}" for i in range(recipe.width)], dtype=object))
+    made = anndata.AnnData(vectors, obs=obs, var=var, obsm={"spatial": centres}, uns={"pathryoshka": of})
+    made.write_h5ad(file)
 
 
 Write = Callable[[Path, str, pa.Table, Recipe], None]

@@ -178,7 +178,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, S3Server(Path(name) / "s3", bucket="bench") as server:
         os.environ.update(server.env)
         # Ray runs its workers at nice 15: whatever else runs on this machine would slow one side only
-        os.environ["RAY_worker_niceness"] = "0"
+        os.environ.update({"RAY_worker_niceness": "0"})
         folder = Path(name)
         tiles, far, export_to = folder / "tiles", "s3://bench/tiles", folder / "export"
         width = write_student(export_to, args.model)
