@@ -25,6 +25,7 @@ from pathryoshka import __version__, config, watch
 from pathryoshka.cli_ablate import ablate
 from pathryoshka.cli_dashboards import dashboards
 from pathryoshka.cli_datasets import datasets
+from pathryoshka.cli_embed import embed
 from pathryoshka.cli_estimate import estimate
 from pathryoshka.cli_evaluate import evaluate
 from pathryoshka.cli_options import FAILED, INTERRUPTED, TERMINATED, WRONG_USAGE, InOrder, run_options
@@ -123,6 +124,7 @@ def export(run: config.Run, to: str | None) -> None:
     click.echo(results.export_run(run, to))
 
 
+cli.add_command(embed)
 cli.add_command(estimate)
 cli.add_command(submit)
 

@@ -31,6 +31,7 @@ from pathryoshka.features.filling import Part, Shelving, parts_of, segment_of, w
 from pathryoshka.features.store import Stored, open_store, refuse_other_teachers, refuse_unlimited, teacher_uri
 from pathryoshka.inputs import make_stream, plan_of, student_grid, tiles_of, tokens_kept, with_only
 from pathryoshka.lease import Lease
+from pathryoshka.progress import is_due, line
 from pathryoshka.session import ray_session
 from pathryoshka.teachers.licences import refuse_by_policy, terms
 from pathryoshka.teachers.pool import Facts, TeacherPool
@@ -40,8 +41,6 @@ from pathryoshka.tiles.plan import Plan
 from pathryoshka.tiles.segments import segment_batches
 from pathryoshka.tiles.shards import Manifest
 
-JOURNAL_S = (5.0, 60.0)
-"""Seconds between two notes of what was written, at first and later on: what a killed filling does again at most."""
 SAMPLE_PARTS, SAMPLE_TOKENS = 8, 20_000
 NO_TOKENS = np.zeros((0, 1), np.float16)
 
@@ -231,7 +230,7 @@ def write_all(todo: Todo, stream: Stream, shelves: dict[str, Shelving], say: Say
             for key in (key for key in row if key.startswith("seconds.")):
                 seconds[key] = seconds.get(key, 0.0) + float(row[key][0])
             now = time.perf_counter()
-            if now - noted > min(JOURNAL_S[1], JOURNAL_S[0] + (now - started) / 10):
+            if is_due(now - noted, now - started):  # what a killed filling does again at most
                 noted = now
                 note(pending, shelves, run.storage)
                 say(progress(run, done, total, noted - started, seconds))
@@ -252,10 +251,6 @@ def note(pending: dict[str, list[dict[str, Any]]], shelves: dict[str, Shelving],
 def progress(run: config.Run, done: int, total: int, elapsed: float, seconds: dict[str, float]) -> str:
     """Rate, slowest stage and time left."""
     replicas = {name: teacher.replicas for name, teacher in run.teachers.models.items()}
-    shares = {key.removeprefix("seconds."): s for key, s in seconds.items()}
-    slowest = max(shares, key=lambda stage: shares[stage] / replicas.get(stage, run.data.read_tasks))
-    left = (total - done) * elapsed / max(1, done)
-    return (
-        f"store: {done:,} of {total:,} views, {done / elapsed:.0f} views/s, slowest stage {slowest}, "
-        f"{left / 60:.0f} min left"
-    )
+    stages = {key.removeprefix("seconds."): s for key, s in seconds.items()}
+    at_once = {stage: replicas.get(stage, run.data.read_tasks) for stage in stages}
+    return line(f"store: {done:,} of {total:,} views", done, total, "views", elapsed, stages, at_once)

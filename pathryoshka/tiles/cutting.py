@@ -84,31 +84,77 @@ def cut_slide(
         StorageError: what was cut cannot be written.
     """
     with open_slide(path) as opened:
-        mpp = slide.mpp or opened.mpp or slide_mpp
-        if mpp is None:
-            raise SlideError("the file does not say its resolution; give it in column mpp of the CSV, or as slide_mpp")
-        size = opened.sizes[0]
-        found = positions(size, mpp, cut, slide.slide_id)
-        small = picture(opened)
-        tissue = tissue_mask(small, mpp) if mask is None else users_mask(mask, small, size)
-        judge(found, small, tissue, cut, slide.slide_id)
-        shards = tuple(write_shards(opened, found, to, cfg, cut, slide))
-        write_beside(to, cfg, slide, found, small, tissue)
-        refused = {reason: int((found["reason"] == i).sum()) for i, reason in enumerate(REASONS)}
-        why = None if shards else f"no tile has at least {cut.min_tissue:.0%} tissue and passes; lower min_tissue"
+        seen = survey(opened, mask, cut, slide_mpp, slide)
+        shards = tuple(write_shards(opened, seen.found, to, cfg, cut, slide))
+        write_beside(to, cfg, slide, seen.found, seen.small, seen.tissue)
+        refused = {reason: int((seen.found["reason"] == i).sum()) for i, reason in enumerate(REASONS)}
+        why = None if shards else nothing_kept(cut)
         return SlideState(
             **identity(slide),
             status="done" if shards else "skipped",
             reason=why,
-            width=size[0],
-            height=size[1],
-            mpp=mpp,
+            width=opened.sizes[0][0],
+            height=opened.sizes[0][1],
+            mpp=seen.mpp,
             format=opened.vendor,
-            num_positions=len(found),
-            num_kept=len(kept(found)),
+            num_positions=len(seen.found),
+            num_kept=len(kept(seen.found)),
             refused=refused,
             shards=shards,
         )
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of an open slide before a tile of it is read.
+
+    Attributes:
+        mpp: micrometres a pixel of level 0.
+        found: every position, POSITION [n], and why it is not kept.
+        small, tissue: the slide small, and its mask as small.
+    """
+
+    mpp: float
+    found: np.ndarray
+    small: Picture
+    tissue: np.ndarray
+
+
+def survey(opened: Opened, mask: bytes | None, cut: Cut, slide_mpp: float | None, slide: Slide) -> Survey:
+    """Where the tiles of a slide lie.
+
+    Raises:
+        SlideError: no resolution, a mask that is not its own, nothing to cut.
+    """
+    mpp = slide.mpp or opened.mpp or slide_mpp
+    if mpp is None:
+        raise SlideError("the file does not say its resolution; give it in column mpp of the CSV, or as slide_mpp")
+    size = opened.sizes[0]
+    found = positions(size, mpp, cut, slide.slide_id)
+    small = picture(opened)
+    tissue = tissue_mask(small, mpp) if mask is None else users_mask(mask, small, size)
+    judge(found, small, tissue, cut, slide.slide_id)
+    return Survey(mpp, found, small, tissue)
+
+
+def nothing_kept(cut: Cut) -> str:
+    """Why a slide has not a single tile."""
+    return f"no tile has at least {cut.min_tissue:.0%} tissue and passes; lower min_tissue"
+
+
+def worth_keeping(opened: Opened, found: np.ndarray, cut: Cut) -> Iterator[tuple[int, np.ndarray]]:
+    """(index, uint8 [size, size, 3]) of the tiles that are kept, in reading order; others are marked in `found`."""
+    for i, tile in tiles(opened, found, kept(found), cut):
+        if tile is None:
+            found["reason"][i] = REASONS.index("white")
+        elif "blur" not in cut.keep and blurred(tile):
+            found["reason"][i] = REASONS.index("blur")
+        else:
+            yield i, tile
+
+
+def tile_id(slide: Slide, cut: Cut, x: int, y: int, mpp: float) -> str:
+    return f"{slide.slide_id}/{x}_{y}_{cut.size}_{round(mpp * 1000)}"
 
 
 def identity(slide: Slide) -> dict[str, Any]:
@@ -128,13 +174,7 @@ def write_shards(
         table = shard_table(found, images, cut, slide)
         return write_shard(to, shard_name(slide.slide_id, number), table, cfg, stats=stats)
 
-    for i, tile in tiles(opened, found, kept(found), cut):
-        if tile is None:
-            found["reason"][i] = REASONS.index("white")
-            continue
-        if "blur" not in cut.keep and blurred(tile):
-            found["reason"][i] = REASONS.index("blur")
-            continue
+    for i, tile in worth_keeping(opened, found, cut):
         images[i] = encoded(tile, cut)
         levels += np.array(Image.fromarray(tile).histogram()).reshape(3, 256)
         held += len(images[i])
@@ -151,7 +191,7 @@ def shard_table(found: np.ndarray, images: Mapping[int, bytes], cut: Cut, slide:
     """The rows of SCHEMA of tiles by index, in the order of the seed."""
     indices = list(images)
     x, y, mpp = (found[name][indices].tolist() for name in ("x", "y", "mpp"))
-    ids = [f"{slide.slide_id}/{x[n]}_{y[n]}_{cut.size}_{round(mpp[n] * 1000)}" for n in range(len(indices))]
+    ids = [tile_id(slide, cut, *place) for place in zip(x, y, mpp, strict=True)]
     order = sorted(range(len(ids)), key=lambda n: dealt(cut.seed, ids[n]))
     rows = found[[indices[n] for n in order]]
     columns = {

@@ -1,0 +1,206 @@
+"""Embedding from sources to a finished table: lease, session, graph and writer, wired once.
+
+The same command again does what is missing or failed. A unit that cannot be read is reported with its reason while the
+others finish. Ctrl-C and SIGTERM end the session; units that were finished stay, nothing else is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pathryoshka import config, storage, watch
+from pathryoshka.embedding import state as states
+from pathryoshka.embedding.gather import Gatherer
+from pathryoshka.embedding.reading import Reading
+from pathryoshka.embedding.recipe import Recipe, settle, transform_of
+from pathryoshka.embedding.rows import from_bytes
+from pathryoshka.embedding.sources import Unit, find_units
+from pathryoshka.embedding.stream import bytes_in_flight, logical_cpus, make_dataset, pools
+from pathryoshka.lease import Lease
+from pathryoshka.progress import is_due, line
+from pathryoshka.session import ray_session
+from pathryoshka.tiles.grid import Cut
+from pathryoshka.tiles.slides import check
+
+BATCH, BATCH_GPU = 64, 256
+Say = Callable[[str], None]
+
+
+class EmbedError(RuntimeError):
+    """A run that did not finish; the sentence says why."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be embedded and how; the arguments of `embed`, checked.
+
+    Attributes:
+        units: all that were asked for. todo: of these, the ones that are not done.
+    """
+
+    to: str
+    student: str
+    recipe: Recipe
+    units: tuple[Unit, ...]
+    todo: tuple[Unit, ...]
+    done: dict[str, states.State]
+
+
+def embed(
+    places: Sequence[str],
+    student: str,
+    to: str,
+    cfg: config.Storage,
+    *,
+    width: int | None = None,
+    dtype: str = "float32",
+    precision: str = "float32",
+    device: str = "auto",
+    replicas: int | None = None,
+    batch_size: int | None = None,
+    cut: Cut | None = None,
+    csv: str | None = None,
+    slide_mpp: float | None = None,
+    pseudonymise: bool = False,
+    time_limit_s: float = 3600,
+    cache_gb: float = 50,
+    say: Say = print,
+) -> states.Manifest:
+    """Embeds slides or tile data sets with an exported student, as the table of vectors at `to`.
+
+    Args:
+        places: slides (files, globs, folders, prefixes, CSVs), or tile data sets.
+        student: folder or URI of an export. width: one of its widths; none = all of it.
+        dtype, precision: of the numbers in the table, and in which the student computes.
+        device: auto, cpu or cuda. replicas, batch_size: of the student; none = chosen from what is there.
+        cut, csv, slide_mpp, pseudonymise, time_limit_s, cache_gb: of slides, as in `tiles.slides.cut_slides`.
+
+    Returns:
+        The manifest; its states say what became of each slide or shard.
+
+    Raises:
+        EmbedRefused, ImportRefused, ShardError, LoadError: nothing that can be embedded, another table at `to`.
+        RunTaken: another run writes `to`. EmbedError: the lease was lost.
+    """
+    to, student = storage.absolute(to), storage.absolute(student)
+    if cut is not None:
+        check(cut)
+    facts = facts_of(student, width, cfg)
+    asked = find_units(places, cfg, cut=cut, csv=csv, slide_mpp=slide_mpp, pseudonymise=pseudonymise)
+    recipe = Recipe(
+        model_id=facts["model_id"], width=width or facts["width"], dtype=dtype, precision=precision,
+        transform=transform_of(facts), tiles=json.loads(json.dumps(asked.tiles)),
+    )  # fmt: skip
+    storage.ensure_root(to, cfg)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(watch.words_for_interrupts(EmbedError))
+        lease = stack.enter_context(Lease.acquire(to, cfg, f"{socket.gethostname()}:{os.getpid()}"))
+        stack.enter_context(watch.watch(lease))
+        settle(to, recipe, cfg)
+        done = states.forget(to, asked.units, states.read_states(to, cfg), cfg)
+        todo = tuple(unit for unit in asked.units if not states.is_done(unit, done))
+        work = Work(to, student, recipe, asked.units, todo, done)
+        say(f"embed: {len(asked.units)} {nouns(work)}, {len(asked.units) - len(todo)} of them done before")
+        if todo:
+            reading = Reading(
+                facts["size"], batch_size or 0, cfg, cut or Cut(), slide_mpp, time_limit_s,
+                cache_gb * 1e9 / (os.cpu_count() or 1),
+            )  # fmt: skip
+            stack.enter_context(ray_session(logical_cpus(os.cpu_count() or 1), say=say))
+            done |= run(work, reading, device, replicas, say)
+        return states.finish(to, recipe, done.values(), cfg)
+
+
+def facts_of(student: str, width: int | None, cfg: config.Storage) -> dict[str, Any]:
+    """`pathryoshka.json` of the export.
+
+    Raises:
+        LoadError: no export, or not of that width.
+    """
+    from pathryoshka.export.load import LoadError, local_folder, read_facts
+
+    with local_folder(student, cfg) as folder:
+        facts = read_facts(folder, student)
+    if width is not None and width not in facts["widths"]:
+        raise LoadError(f"{student} was trained for widths {', '.join(map(str, facts['widths']))}; got width={width}")
+    return facts
+
+
+def nouns(work: Work) -> str:
+    return "slides" if work.recipe.tiles["kind"] == "slides" else "shards"
+
+
+def run(work: Work, reading: Reading, device: str, replicas: int | None, say: Say) -> dict[str, states.State]:
+    """The units that are to be done, through readers and students to their parts; states by key."""
+    from pathryoshka.embedding.student import Student
+
+    workers = pools(device, replicas)
+    on_gpu = workers.device == "cuda"
+    if not reading.batch:
+        reading = replace(reading, batch=BATCH_GPU if on_gpu else BATCH)
+    say(
+        f"embed: {workers.students} students on {workers.device}, {workers.readers} readers, batches of "
+        f"{reading.batch}, at most {bytes_in_flight(reading, workers) / 2**20:.0f} MiB of views in flight"
+    )
+    recipe = work.recipe
+    given = {
+        "path": work.student, "width": recipe.width, "storage": reading.storage, "precision": recipe.precision,
+    }  # fmt: skip
+    data = make_dataset(work.todo, reading, workers, Student, given)
+    progress = Progress(work, {"read": workers.readers, "student": workers.students})
+    with Gatherer(work.to, work.todo, recipe, reading.storage) as gatherer:
+        for row in data.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=1):
+            about = json.loads(row["about"][0].tobytes())
+            gatherer.take(about, from_bytes(row["facts"][0]), row["vectors"][0])
+            progress.add(about, gatherer, say)
+        gatherer.collect()
+        if gatherer.open:
+            raise EmbedError(f"{len(gatherer.open)} units did not come to their end; run the same command again")
+        say(progress.summary(gatherer))
+        return gatherer.states
+
+
+class Progress:
+    """What is said while it runs; the number of tiles is exact for shards, and for slides reckoned from those seen."""
+
+    def __init__(self, work: Work, side_by_side: dict[str, int]) -> None:
+        self.work, self.side_by_side = work, side_by_side
+        self.known = {i: unit.rows for i, unit in enumerate(work.todo) if unit.rows is not None}
+        self.seconds = {"read": 0.0, "student": 0.0}
+        self.started = self.said = time.perf_counter()
+
+    def add(self, about: dict[str, object], gatherer: Gatherer, say: Say) -> None:
+        self.seconds["read"] += float(about["seconds"])  # type: ignore[arg-type]
+        self.seconds["student"] += float(about["student_s"])  # type: ignore[arg-type]
+        if "found" in about:
+            self.known[about["unit"]] = about["found"]  # type: ignore[index, assignment]
+        now = time.perf_counter()
+        if is_due(now - self.said, now - self.started):
+            self.said = now
+            say(self.line(gatherer, now - self.started))
+
+    def line(self, gatherer: Gatherer, elapsed: float) -> str:
+        num = len(self.work.todo)
+        total = sum(self.known.values()) * num / max(1, len(self.known))
+        about = "" if len(self.known) == num else "about "
+        how_far = (
+            f"embed: {gatherer.num_tiles:,} of {about}{total:,.0f} tiles, {len(gatherer.states)} of {num} "
+            f"{nouns(self.work)}"
+        )
+        return line(how_far, gatherer.num_tiles, total, "tiles", elapsed, self.seconds, self.side_by_side)
+
+    def summary(self, gatherer: Gatherer) -> str:
+        elapsed = time.perf_counter() - self.started
+        failed = sum(state.status == "failed" for state in gatherer.states.values())
+        unreadable = sum(len(state.unreadable) for state in gatherer.states.values())
+        return (
+            f"embed: {gatherer.num_tiles:,} tiles of {len(gatherer.states)} {nouns(self.work)} in {elapsed:.0f} s, "
+            f"{gatherer.num_tiles / elapsed:.0f} tiles/s; {failed} failed, {unreadable} tiles cannot be decoded"
+        )
