@@ -27,6 +27,7 @@ from pathryoshka.cli_dashboards import dashboards
 from pathryoshka.cli_datasets import datasets
 from pathryoshka.cli_estimate import estimate
 from pathryoshka.cli_evaluate import evaluate
+from pathryoshka.cli_export import formats, publish
 from pathryoshka.cli_options import FAILED, INTERRUPTED, TERMINATED, WRONG_USAGE, InOrder, run_options
 from pathryoshka.cli_serve import serve
 from pathryoshka.cli_store import store
@@ -136,6 +137,8 @@ def verify(run: config.Run, path: str) -> None:
     click.echo(verify(path, run.storage))
 
 
+cli.add_command(formats)
+cli.add_command(publish)
 cli.add_command(serve)
 
 
