@@ -40,8 +40,8 @@ e = z[:, :{small}]  # any of the widths {widths}
 e /= np.linalg.norm(e, axis=1, keepdims=True)
 ```
 
-Pixels are normalised inside the file. `formats/formats.json` holds the checksums; `pathryoshka verify <this folder>` runs
-every file on the golden tiles on your machine. Smallest cosine to PyTorch over the golden tiles, by width:
+Pixels are normalised inside the file. `formats/formats.json` holds the checksums; `pathryoshka verify <this folder>`
+runs every file on the golden tiles on your machine. Smallest cosine to PyTorch over the golden tiles, by width:
 
 {table}
 """

@@ -1,6 +1,6 @@
-"""`formats/` of an exported folder: the same student as ONNX, int8 ONNX and torch.export, each held to the golden vectors.
+"""`formats/` of an exported folder: the student as ONNX, int8 ONNX and torch.export, each held to the golden vectors.
 
-    model.onnx        ONNX Runtime, any batch size      model.int8.onnx   the same in eight bits, where its loss is borne
+    model.onnx        ONNX Runtime, any batch size      model.int8.onnx   the same in eight bits, its loss written down
     model.pt2         torch.export.load                 formats.json      what they are; written last
     browser/          a page that embeds a tile without a server (browser/__init__.py)
 
@@ -42,7 +42,7 @@ class FormatsError(ValueError):
 
 @dataclass(frozen=True)
 class Format:
-    """One file. `cosine`: width -> smallest over the golden tiles, against PyTorch. `made`: how, in words and numbers."""
+    """One file. `cosine`: width -> smallest over the golden tiles, against PyTorch. `made`: how it was made."""
 
     sha256: str
     num_bytes: int

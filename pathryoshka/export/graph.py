@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -77,15 +79,14 @@ def strip(model: object) -> None:
             attribute.doc_string = ""
 
 
-class quiet(warnings.catch_warnings):
-    """Keeps the exporter's chatter, which is for its own developers, from the terminal."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.simplefilter("ignore")
-        self.was = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *error: object) -> None:
-        logging.disable(self.was)
-        super().__exit__(*error)
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the exporters' chatter, which is for their own developers, from the terminal."""
+    was = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(was)

@@ -2,8 +2,8 @@
 
 *Dynamic*: weights are int8, activations are rounded with a range taken from each batch. *Static*: ranges are fixed
 beforehand on calibration tiles; convolutions run in int8 too, so it is the faster one where a processor has the
-instructions. Weights take seven of eight bits (`reduce_range`): with all eight, sums overflow on processors without VNNI,
-and the same file would give other vectors there.
+instructions. Weights take seven of eight bits (`reduce_range`): with all eight, sums overflow on processors without
+VNNI, and the same file would give other vectors there.
 """
 
 from __future__ import annotations

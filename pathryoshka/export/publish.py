@@ -1,4 +1,4 @@
-"""Publishing an export on a hub of models: what would go, whether the teachers' licences let it, and only then the upload.
+"""Publishing an export on a hub of models: what would go, whether the teachers' licences let it, only then the upload.
 
 Token and endpoint are those of `huggingface_hub` (HF_TOKEN or its login, HF_ENDPOINT). The token is never shown, and
 only files that belong to an export go.
@@ -41,7 +41,7 @@ def publish(
     permissions: Sequence[str] = (),
     say: Say = print,
 ) -> str | None:
-    """Says what would be uploaded and whether licences allow it; with `upload` does it and returns the commit's address.
+    """Says what would be uploaded and whether licences allow it; with `upload` does it and returns its address.
 
     Args:
         run: its sections `licence` and `storage` count.
@@ -83,9 +83,8 @@ def show(folder: Path, files: Sequence[str], facts: Mapping[str, Any], repo: str
     sizes = {name: (folder / name).stat().st_size for name in files}
     for name, size in sizes.items():
         say(f"  {size / 1e3:>10,.1f} kB  {name}")
-    say(
-        f"  {sum(sizes.values()) / 1e3:>10,.1f} kB  in all; model id {facts['model_id'][:16]}, licence {facts['licence']}"
-    )
+    total = sum(sizes.values()) / 1e3
+    say(f"  {total:>10,.1f} kB  in all; model id {facts['model_id'][:16]}, licence {facts['licence']}")
     others = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()} - set(files)
     if others:
         say(f"stays here, being no part of an export: {', '.join(sorted(others))}")
@@ -110,7 +109,7 @@ def terms_of(teacher: Mapping[str, Any]) -> Terms:
 def refuse_by_licence(
     policy: Any, licence: str, teachers: Mapping[str, Terms], permissions: Sequence[str] = ()
 ) -> None:
-    """Refuses what a teacher's licence forbids, what it does not say and nobody asked, and what `policy` does not admit.
+    """Refuses what a teacher's licence forbids, what it leaves open and nobody asked, what `policy` does not admit.
 
     Args:
         licence: of the student.
