@@ -147,8 +147,8 @@ def test_int8_is_int8_smaller_and_its_loss_is_written(folder: Path) -> None:
     assert any(t.data_type == onnx.TensorProto.INT8 for t in model.graph.initializer)
     one = record(folder)["files"]["model.int8.onnx"]
     tried = one["made"]["tried"]
-    assert set(tried) == {"static", "dynamic"} and tried[one["made"]["way"]] == max(tried.values())
-    assert min(one["cosine"].values()) == pytest.approx(max(tried.values()))
+    assert set(tried) == {"static", "dynamic"} and tried[one["made"]["way"]] >= max(tried.values()) - 1e-3
+    assert min(one["cosine"].values()) == pytest.approx(tried[one["made"]["way"]], abs=1e-6)
     assert all(0.9 < value < 1 for value in one["cosine"].values())
     assert one["num_bytes"] < (folder / "formats" / "model.onnx").stat().st_size
 

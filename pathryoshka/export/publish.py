@@ -154,7 +154,6 @@ def send(folder: Path, files: Sequence[str], repo: str, public: bool, message: s
     Raises:
         PublishError: no token, a public repository where a private one was meant, or what the hub said.
     """
-    import httpx
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import disable_progress_bars
@@ -172,9 +171,9 @@ def send(folder: Path, files: Sequence[str], repo: str, public: bool, message: s
         commit = api.create_commit(repo, adds, commit_message=message)
     except HfHubHTTPError as error:
         raise PublishError(f"the hub refused: {first_line(str(error), token)}") from None
-    except (httpx.HTTPError, OSError, ValueError) as error:
-        if isinstance(error, PublishError):
-            raise
+    except PublishError:
+        raise
+    except Exception as error:  # whatever the client's transport raises, and it may repeat the token
         raise PublishError(f"the upload to {api.endpoint} failed: {first_line(str(error), token)}") from None
     return str(commit.commit_url)
 
@@ -182,4 +181,4 @@ def send(folder: Path, files: Sequence[str], repo: str, public: bool, message: s
 def first_line(text: str, token: str) -> str:
     """Of what the hub said, without the token should it repeat it."""
     said = next((line for line in text.splitlines() if line.strip()), "no reason given")
-    return said.replace(token, "<token>")
+    return said.strip().replace(token, "<token>")
