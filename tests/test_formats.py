@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +35,28 @@ from tests.exports import CFG, SIZE, export, golden, student_of, z_of
 NAMES = ("model.onnx", "model.int8.onnx", "model.pt2")
 
 
-@pytest.fixture(scope="module", params=["vit", "conv"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    to = tmp_path_factory.mktemp(request.param) / "export"
-    export(to, request.param)
-    write_formats(to)
-    return to
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The export of a tiny student by name, with its formats; made once."""
+
+    @functools.cache
+    def make(name: str) -> Path:
+        to = tmp_path_factory.mktemp(name) / "export"
+        export(to, name)
+        write_formats(to)
+        return to
+
+    return make
+
+
+@pytest.fixture(params=["vit", "conv"])
+def folder(request: pytest.FixtureRequest, exported: Callable[[str], Path]) -> Path:
+    return exported(request.param)
 
 
 @pytest.fixture
-def copy(folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
+def copy(exported: Callable[[str], Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported("vit"), tmp_path / "copy"))
 
 
 def run_onnx(file: Path, tiles: np.ndarray) -> np.ndarray:
@@ -119,10 +132,10 @@ def test_no_file_names_a_folder_of_this_machine(folder: Path) -> None:
         assert not [place for place in here if place.encode() in data], name
 
 
-def test_the_same_student_gives_the_same_onnx_bytes(folder: Path, tmp_path: Path) -> None:
-    export(tmp_path, name_of(folder))
-    write_formats(tmp_path, ["onnx"])
-    assert (tmp_path / "formats/model.onnx").read_bytes() == (folder / "formats/model.onnx").read_bytes()
+def test_the_same_student_gives_the_same_onnx_bytes(copy: Path, tmp_path: Path) -> None:
+    export(tmp_path / "again")
+    write_formats(tmp_path / "again", ["onnx"])
+    assert (tmp_path / "again/formats/model.onnx").read_bytes() == (copy / "formats/model.onnx").read_bytes()
 
 
 def test_the_record_says_what_the_files_are(folder: Path) -> None:
@@ -198,14 +211,13 @@ def test_verify_runs_every_format_here(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_with_a_flipped_bit_is_named(folder: Path, tmp_path: Path, name: str) -> None:
-    shutil.copytree(folder, tmp_path / "copy")
-    file = tmp_path / "copy" / "formats" / name
+def test_a_file_with_a_flipped_bit_is_named(copy: Path, name: str) -> None:
+    file = copy / "formats" / name
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 4
     file.write_bytes(data)
     with pytest.raises(FormatsError, match=f"formats/{name} is .*, not .*: damaged or foreign"):
-        check(tmp_path / "copy")
+        check(copy)
 
 
 def test_lost_foreign_and_other_students_files_are_named(copy: Path, tmp_path: Path) -> None:
@@ -276,8 +288,8 @@ def test_without_onnxruntime_checksums_are_still_looked_at(copy: Path, monkeypat
         needs("onnx")
 
 
-def test_loading_imports_nothing_of_onnx(folder: Path) -> None:
-    code = f"import sys, pathryoshka\npathryoshka.load({str(folder)!r})\nprint(*sys.modules)"
+def test_loading_imports_nothing_of_onnx(copy: Path) -> None:
+    code = f"import sys, pathryoshka\npathryoshka.load({str(copy)!r})\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # torch itself has modules named torch.onnx and a stub of onnxscript
     assert not {"onnx", "onnxruntime", "onnxscript", "ray", "deepspeed"} & set(done.stdout.split())
@@ -288,7 +300,7 @@ def test_loading_imports_nothing_of_onnx(folder: Path) -> None:
 
 def test_formats_of_one_kind_leave_the_others_and_the_export_as_they_were(copy: Path) -> None:
     before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file() and p.name not in ("formats.json", "README.md")}
-    write_formats(copy, ["onnx"])
+    write_formats(copy, ["torch-export"])
     assert set(record(copy)["files"]) == set(NAMES)
     for path, data in before.items():
         assert path.read_bytes() == data, path
@@ -296,7 +308,7 @@ def test_formats_of_one_kind_leave_the_others_and_the_export_as_they_were(copy: 
 
 
 def test_another_students_formats_go_when_it_is_exported_over_them(copy: Path) -> None:
-    export(copy, name_of(copy), student=student_of(name_of(copy), seed=3)[0])
+    export(copy, student=student_of("vit", seed=3)[0])
     assert not (copy / "formats").exists()
     verify(copy)
 
@@ -323,7 +335,7 @@ def test_the_lines_of_the_card_run_without_our_code(folder: Path, tmp_path: Path
 
 
 def test_the_card_has_the_part_once_with_every_file_and_width(copy: Path) -> None:
-    write_formats(copy, ["onnx"])
+    write_formats(copy, ["torch-export"])
     card = (copy / "README.md").read_text()
     assert card.count("## Without our code") == 1 == card.count("## What each width is worth")
     for name in NAMES:
@@ -336,19 +348,18 @@ def test_the_card_has_the_part_once_with_every_file_and_width(copy: Path) -> Non
     assert "Without our code" not in without and with_formats(without, tree | {"scores": rows}).count("## Without") == 1
 
 
-def test_probe_scores_of_each_format_are_written_beside_pytorchs(tmp_path: Path) -> None:
+def test_probe_scores_of_each_format_are_written_beside_pytorchs(copy: Path, tmp_path: Path) -> None:
     from pathryoshka.tiles.phantom import write_phantom
 
-    export(tmp_path / "export")
-    write_phantom(str(tmp_path / "tiles"), CFG, num_tiles=60, num_patients=10, num_sites=2, size=SIZE)
+    write_phantom(str(tmp_path / "tiles"), CFG, num_tiles=40, num_patients=10, num_sites=2, size=SIZE)
     run = config.make_run({"recipe": "debug", "name": "x"})
-    made = deploy.make_formats(str(tmp_path / "export"), ("onnx", "int8"), run, data=[str(tmp_path / "tiles")])
+    made = deploy.make_formats(str(copy), ("torch-export",), run, data=[str(tmp_path / "tiles")])
     found = {(row["runtime"], row["width"]): row["score"] for row in made.scores}
-    assert {name for name, _ in found} == {"PyTorch", "model.onnx", "model.int8.onnx"}
+    assert {name for name, _ in found} == {"PyTorch", "model.pt2"}
     assert all(0 <= score <= 1 for score in found.values())
     for width in (16, 32, 48):
-        assert found["model.onnx", width] == pytest.approx(found["PyTorch", width], abs=0.02)
-    assert "Balanced accuracy of a linear probe on tiles" in (tmp_path / "export" / "README.md").read_text()
+        assert found["model.pt2", width] == pytest.approx(found["PyTorch", width], abs=0.02)
+    assert "Balanced accuracy of a linear probe on tiles" in (copy / "README.md").read_text()
 
 
 def test_the_command_writes_to_storage_and_says_what_it_measured(
@@ -356,8 +367,8 @@ def test_the_command_writes_to_storage_and_says_what_it_measured(
 ) -> None:
     export(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        cli.main(["formats", f"file://{tmp_path}", "--only", "onnx,torch-export"])
-    assert not ended.value.code and "model.onnx: " in capsys.readouterr().out
+        cli.main(["formats", f"file://{tmp_path}", "--only", "torch-export"])
+    assert not ended.value.code and "model.pt2: " in capsys.readouterr().out
     assert storage.exists(storage.join(str(tmp_path), "formats", "model.pt2"), CFG)
     with pytest.raises(SystemExit) as ended:
         cli.main(["formats", str(tmp_path), "--only", "coreml"])
