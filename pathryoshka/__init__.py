@@ -18,7 +18,9 @@ The house, in the order in which a tile walks through it::
     benchmarks/ public data sets: rows of facts, readers by layout, check, convert, fetch
     evaluate/   one embedding pass, kept; folds; protocols/ on every width; scores as sums a group (tally), intervals
                 (statistics); runs against runs (across); the report
-    export/     a folder that plain timm loads; load()
+    export/     a folder that plain timm loads; load(); its other formats (graph, int8, runtimes), a page for browsers,
+                publishing
+    deploy      formats of an export and what a probe makes of them
     inputs      what the stream of a run is made of
     driver      lease + pools + stream + training, wired once; job runs it, after a rehearsal where the run is long
     shelving    the same for filling a feature store

@@ -28,6 +28,7 @@ from pathryoshka.cli_datasets import datasets
 from pathryoshka.cli_embed import embed
 from pathryoshka.cli_estimate import estimate
 from pathryoshka.cli_evaluate import evaluate
+from pathryoshka.cli_export import formats, publish
 from pathryoshka.cli_options import FAILED, INTERRUPTED, TERMINATED, WRONG_USAGE, InOrder, run_options
 from pathryoshka.cli_search import index, search
 from pathryoshka.cli_serve import serve
@@ -139,6 +140,8 @@ def verify(run: config.Run, path: str) -> None:
     click.echo(verify(path, run.storage))
 
 
+cli.add_command(formats)
+cli.add_command(publish)
 cli.add_command(index)
 cli.add_command(search)
 cli.add_command(serve)

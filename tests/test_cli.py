@@ -54,7 +54,7 @@ def verbs(group: click.Group = cli.cli, before: tuple[str, ...] = ()) -> list[tu
 
 def test_the_verbs_are_those_that_the_readme_may_promise() -> None:
     top = {"doctor", "config", "tiles", "teachers", "store", "distill", "submit", "estimate", "serve"}
-    top |= {"embed", "index", "search"}
+    top |= {"embed", "index", "search", "formats", "publish"}
     top |= {"sweep", "ablate", "widths", "datasets", "evaluate", "report", "export", "verify", "demo", "dashboards"}
     tiles = {("tiles", verb) for verb in ("import", "phantom", "cut", "verify", "show")}
     datasets = {("datasets", verb) for verb in ("list", "show", "fetch", "check", "convert")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,11 +25,33 @@ folder; timm 1.0.16 is the oldest that knows `local-dir:`. With the `pathryoshka
 which any other runtime should reach to 1e-4.
 """
 
+WITHOUT = """## Without our code
+
+```python
+import numpy as np, onnxruntime
+from PIL import Image
+session = onnxruntime.InferenceSession("<this folder>/formats/{file}")  # no torch, no timm, any batch size
+image = Image.open("tile.png").convert("RGB")
+side = min(image.size)  # the middle square of the picture is what the student sees
+left, top = (image.width - side) / 2, (image.height - side) / 2
+view = image.resize(({size}, {size}), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+z = session.run(None, {{"tiles": np.asarray(view)[None]}})[0]  # uint8 [B, {size}, {size}, 3] -> [B, {width}]
+e = z[:, :{small}]  # any of the widths {widths}
+e /= np.linalg.norm(e, axis=1, keepdims=True)
+```
+
+Pixels are normalised inside the file. `formats/formats.json` holds the checksums; `pathryoshka verify <this folder>`
+runs every file on the golden tiles on your machine. Smallest cosine to PyTorch over the golden tiles, by width:
+
+{table}
+"""
+NEXT = "## What each width is worth"
+
 
 def model_card(facts: Mapping[str, Any], scores: Scores | None) -> str:
     """README.md of an export, from its `pathryoshka.json` and its scores."""
     widths = ", ".join(map(str, facts["widths"]))
-    small = min(facts["widths"], key=lambda width: abs(width / facts["width"] - 1 / 8))
+    small = small_width(facts["widths"])
     made = facts["made_with"]
     use = USE.format(width=facts["width"], small=small, widths=widths, timm=made["timm"], torch=made["torch"])
     return "\n".join(
@@ -48,6 +70,46 @@ def model_card(facts: Mapping[str, Any], scores: Scores | None) -> str:
     )
 
 
+def with_formats(card: str, formats: Mapping[str, Any]) -> str:
+    """The card with its part on other runtimes as `formats.json` says; a part that was there is replaced."""
+    before, rest = card.split(NEXT, 1)
+    before = before.split(WITHOUT.partition("\n")[0], 1)[0]
+    files, widths = formats["files"], formats["widths"]
+    runs = [name for name in files if name.endswith(".onnx")]
+    if not runs:
+        return f"{before}{NEXT}{rest}"
+    lines = ["| file | kB | " + " | ".join(map(str, widths)) + " |", "|---|---|" + "---|" * len(widths)]
+    for name, one in files.items():
+        cosine = {int(width): value for width, value in one["cosine"].items()}
+        lines.append(
+            f"| `{name}` | {one['num_bytes'] / 1e3:.0f} | " + " | ".join(f"{cosine[w]:.4f}" for w in widths) + " |"
+        )
+    lines += probed(formats["scores"], widths)
+    part = WITHOUT.format(
+        file="model.onnx" if "model.onnx" in runs else runs[0], size=formats["size"], width=max(widths),
+        small=small_width(widths), widths=", ".join(map(str, widths)), table="\n".join(lines),
+    )  # fmt: skip
+    return f"{before}{part}\n{NEXT}{rest}"
+
+
+def probed(scores: Sequence[Mapping[str, Any]], widths: Sequence[int]) -> list[str]:
+    """What a linear probe makes of each runtime's vectors, where labelled tiles were given."""
+    lines = []
+    for data in dict.fromkeys(row["dataset"] for row in scores):
+        lines += [f"\nBalanced accuracy of a linear probe on {data}, by width:\n",
+                  "| runtime | " + " | ".join(map(str, widths)) + " |", "|---|" + "---|" * len(widths)]  # fmt: skip
+        mine = [row for row in scores if row["dataset"] == data]
+        for name in dict.fromkeys(row["runtime"] for row in mine):
+            found = {row["width"]: f"{row['score']:.3f}" for row in mine if row["runtime"] == name}
+            lines.append(f"| {name} | " + " | ".join(found[w] for w in widths) + " |")
+    return lines
+
+
+def small_width(widths: Sequence[int]) -> int:
+    """The width nearest to an eighth of all, for examples."""
+    return min(widths, key=lambda width: abs(width / max(widths) - 1 / 8))
+
+
 def front_matter(facts: Mapping[str, Any]) -> str:
     return (
         f"---\nlibrary_name: timm\nlicense: {facts['licence']}\npipeline_tag: image-feature-extraction\n"
@@ -62,8 +124,8 @@ def names(items: list[str]) -> str:
 def score_part(scores: Scores | None) -> str:
     """A table a data set: encoders down, widths across, linear probe."""
     if scores is None:
-        return "## What each width is worth\n\nNot evaluated.\n"
-    parts = ["## What each width is worth\n"]
+        return f"{NEXT}\n\nNot evaluated.\n"
+    parts = [f"{NEXT}\n"]
     for dataset in scores.datasets:
         rows = [r for r in scores.rows if r.dataset == dataset.name and r.protocol == "linear"]
         widths = sorted({r.width for r in rows})

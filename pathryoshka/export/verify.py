@@ -6,7 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pathryoshka import config
+from pathryoshka.export.formats import check_formats
 from pathryoshka.export.load import Embedder, load, local_folder, read_facts
 
 TOLERANCE = 1e-4
@@ -47,15 +48,25 @@ class VerifyError(ValueError):
 
 @dataclass(frozen=True)
 class Verified:
-    """`worst`: largest difference of a number of a golden vector, here and in a process without this package."""
+    """`worst`: largest difference of a number of a golden vector, here and in a process without this package.
+
+    `formats`: file -> smallest cosine to the golden vectors on this machine, or why it was not run.
+    """
 
     model_id: str
     num_tiles: int
     worst: float
     worst_plain: float
     timm: str
+    formats: dict[str, float | str] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        lines = [self.of_weights()]
+        for name, found in self.formats.items():
+            lines.append(f"{name} {f'runs here: cosine {found:.6f}' if isinstance(found, float) else found}")
+        return "\n".join(lines)
+
+    def of_weights(self) -> str:
         return (
             f"{self.num_tiles} golden tiles agree with their vectors: to {self.worst:.1e} here, to "
             f"{self.worst_plain:.1e} with plain timm {self.timm} in a process without this package; model id "
@@ -64,11 +75,13 @@ class Verified:
 
 
 def verify(path: str | Path, storage: config.Storage | None = None) -> Verified:
-    """Compares weights with the model id and golden tiles with their vectors, with and without this package.
+    """Compares weights with the model id and golden tiles with their vectors, with and without this package, and in
+    every other format that is there.
 
     Raises:
         LoadError: `path` is no export.
         VerifyError: something differs by more than 1e-4, or is missing.
+        FormatsError: a file below `formats/` is damaged, foreign or gives other vectors here.
     """
     with local_folder(path, storage) as folder:
         facts = read_facts(folder, path)
@@ -82,12 +95,13 @@ def verify(path: str | Path, storage: config.Storage | None = None) -> Verified:
             )
         here = worst_golden(load(folder), folder)
         plain, num_tiles, version = verify_plain_timm(folder)
+        formats = check_formats(folder, digest)
     if max(here, plain) > TOLERANCE:
         raise VerifyError(
             f"golden tiles of {path} differ from their vectors by {here:.1e} here and {plain:.1e} with plain timm "
             f"{version}, more than {TOLERANCE:g}; export again with the timm that is installed"
         )
-    return Verified(digest, num_tiles, here, plain, version)
+    return Verified(digest, num_tiles, here, plain, version, formats)
 
 
 def worst_golden(embedder: Embedder, folder: Path) -> float:

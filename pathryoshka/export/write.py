@@ -6,6 +6,7 @@
     heads.safetensors, standardisers.safetensors  back to the teachers' features
     seen.parquet, README.md             what distillation saw; the model card
     tools/                              ready files for kaiko-eva, THUNDER, slide2vec, HEST and others
+    formats/                            ONNX, int8, torch.export, a page for browsers: once `formats` has written them
 
 The model id is the SHA-256 of model.safetensors, so `sha256sum` says whether two folders hold one model.
 """
@@ -28,6 +29,8 @@ from safetensors.torch import save_file
 
 from pathryoshka import config, storage
 from pathryoshka.export.card import model_card
+from pathryoshka.export.formats import FOLDER as FORMATS
+from pathryoshka.export.formats import RECORD
 from pathryoshka.export.load import FACTS, FORMAT
 from pathryoshka.export.seen import Seen, seen_to_bytes
 from pathryoshka.export.tools import write_tools
@@ -92,6 +95,8 @@ def write_export(
         write_tools(folder, facts)
         # The facts make the folder an export: gone before anything changes, there again when all of it is.
         storage.delete(storage.join(to, FACTS), cfg)
+        if storage.exists(storage.join(to, FORMATS, RECORD), cfg):  # of another student, or not in the new card
+            storage.delete(storage.join(to, FORMATS), cfg)
         storage.upload_folder(folder, to, cfg)
         storage.write_json(storage.join(to, FACTS), facts, cfg)
     return model_id
