@@ -108,7 +108,7 @@ def test_plain_pytorch_learns(plain: list[float]) -> None:
     assert plain[-1] < plain[0]
 
 
-@pytest.mark.parametrize("stage", [1, pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow),
+@pytest.mark.parametrize("stage", [1, pytest.param(0, marks=pytest.mark.full), pytest.param(2, marks=pytest.mark.full),
                                    pytest.param(3, marks=pytest.mark.slow)])  # fmt: skip
 def test_zero_agrees_with_plain_pytorch_on_two_ranks(plain: list[float], stage: int) -> None:
     assert losses(stage, 2, range(8)) == pytest.approx(plain, rel=2e-4)

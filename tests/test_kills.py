@@ -100,7 +100,7 @@ def test_a_train_worker(tree: dict[str, Any], unbroken: Unbroken, tmp_path: Path
     check(tree, unbroken)
 
 
-@pytest.mark.parametrize("workers", [1, 2, pytest.param(3, marks=pytest.mark.full)])
+@pytest.mark.parametrize("workers", [1, *(pytest.param(n, marks=pytest.mark.full) for n in (2, 3))])
 def test_the_driver_and_then_another_number_of_workers(
     tree: dict[str, Any], unbroken: Unbroken, tmp_path: Path, workers: int
 ) -> None:

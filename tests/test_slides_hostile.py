@@ -66,7 +66,7 @@ def fuzz(folder: Path, num: int) -> None:
         (folder / f"{i:03d}{suffix}").write_bytes(mutated(source, i // 2 % 5, rng))
 
 
-@pytest.mark.parametrize("num", [20, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num", [20, pytest.param(300, marks=pytest.mark.full)])
 def test_every_damaged_slide_is_accounted_for(tmp_path: Path, in_a_row: None, num: int) -> None:
     (tmp_path / "in").mkdir()
     fuzz(tmp_path / "in", num)
