@@ -210,7 +210,7 @@ def cosines(vectors_ND: np.ndarray, query_D: np.ndarray, width: int) -> np.ndarr
     """fp32 [N]: between the first `width` numbers of each row and of the query."""
     rows, query = vectors_ND[:, :width], query_D[:width]
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(query)
-    return (rows @ query) / np.maximum(lengths, 1e-12)
+    return np.clip((rows @ query) / np.maximum(lengths, 1e-12), -1, 1)
 
 
 def best_of(scored, k: int) -> list[tuple[float, int, int]]:  # type: ignore[no-untyped-def]
