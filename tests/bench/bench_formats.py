@@ -1,10 +1,10 @@
 """Kilobytes and tiles a second of a student's formats on one and two cores, beside the three teachers of the demo.
 
 Everything takes uint8 tiles in memory, 128 px, batches of 16 (4 for the ViT), and gives vectors of length 1 at a
-width. PyTorch is the network as `load` gives it; a format is opened as a user would. All take turns, each for a share of
-a second, so that whatever else the machine does falls on all of them; seconds of processor are printed too. The
-teachers' convolutions are fused, as in a run. The ViT-S of the recipe paper_s at 224 px, with random weights, which cost
-the same, is measured whole.
+width. PyTorch is the network as `load` gives it; a format is opened as a user would. All take turns, each for a share
+of a second, so that whatever else the machine does falls on all of them; seconds of processor are printed too. The
+teachers' convolutions are fused, as in a run. The ViT-S of the recipe paper_s at 224 px, with random weights, which
+cost the same, is measured whole.
 
 The ratio is the best format's tiles/s over PyTorch's at the full width, the smaller of those on one and on two cores.
 `--export` names the export of a student of the demo; without it the weights are random. The table is also drawn into
