@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,15 @@ def test_licences(policy: str, licence: str, teachers: Any, permissions: tuple[s
     else:
         with pytest.raises(PublishError, match=said):
             refuse_by_licence(policy, licence, teachers, permissions)
+
+
+def test_terms_are_read_as_a_run_writes_them() -> None:
+    from pathryoshka.teachers.licences import terms as terms_of_row
+    from pathryoshka.teachers.zoo import row_by_name
+
+    agreed = terms_of_row(row_by_name("efficientnet_lite0"))
+    assert publishing.terms_of({"licence": agreed.licence, "terms": asdict(agreed)}) == agreed
+    assert publishing.terms_of({}) == publishing.NOT_KNOWN
 
 
 def test_what_a_teacher_forbids_is_refused_before_anything_is_sent(tmp_path: Path, verified: None) -> None:

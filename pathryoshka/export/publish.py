@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,9 @@ def places_in(tree: Any) -> list[str]:
 
 
 def terms_of(teacher: Mapping[str, Any]) -> Terms:
-    """What the export says of a teacher; one of an older export, which says nothing, answers nothing."""
-    return Terms(teacher.get("licence", "unknown"), **teacher["terms"]) if teacher.get("terms") else NOT_KNOWN
+    """What the export says of a teacher; what it leaves out is not known."""
+    said = {"licence": teacher.get("licence", NOT_KNOWN.licence), **teacher.get("terms", {})}
+    return replace(NOT_KNOWN, **said)
 
 
 def refuse_by_licence(
