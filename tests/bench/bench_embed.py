@@ -8,14 +8,13 @@ actors (each imports torch and loads the model), reading, decoding, the student,
 after its imports until its vectors are written: copying the shards out of S3 where they lie there, loading the model,
 starting workers, all passes. So the import of torch is counted against `embed` only; what Ray's session and the loop's
 imports take is printed and recorded beside it, with the ratio that comes of counting them, too. The loop has the best
-of some settings (workers, threads, batch), found beforehand, and channels last. Repeats are interleaved. Last, memory over 100,000
-tiles.
+of some settings (workers, threads, batch), found beforehand, and channels last. Repeats are interleaved. At the end,
+memory over 100,000 tiles.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import shutil
 import statistics
@@ -58,6 +57,8 @@ STUDENTS = {
 """Model, side of its views, width."""
 Setting = tuple[int, int, int]
 """Workers, threads, batch."""
+SETTINGS = ((0, 2, 64), (1, 1, 32), (1, 1, 128), (1, 2, 128), (2, 1, 32), (2, 1, 128))
+"""That make sense on two cores."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,7 @@ def plain(folder: Path, export_to: Path, width: int, how: Setting, *more: str) -
 def best_setting(folder: Path, export_to: Path, width: int, limit: int) -> Setting:
     """The quickest of some on the first `limit` tiles."""
     tried = {}
-    for how in itertools.product((0, 1, 2), (1, 2), (32, 128)):
-        if how[:2] in ((0, 1), (2, 2)):
-            continue  # a core idle, or three processes on two cores
+    for how in SETTINGS:
         tried[how] = plain(folder, export_to, width, how, "--limit", str(limit)).clock
         print(f"  loop with workers, threads, batch {how}: {limit / tried[how]:.0f} tiles/s", flush=True)
     return min(tried, key=lambda how: tried[how])
@@ -169,6 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tiles", type=int, default=20_000)
+    parser.add_argument("--search-tiles", type=int, default=2000, help="on which the settings of the loop are tried")
     parser.add_argument("--memory-tiles", type=int, default=100_000, help="0 = leave that out")
     parser.add_argument("--model", choices=STUDENTS, default="demo")
     args = parser.parse_args()
@@ -183,7 +183,7 @@ def main() -> None:
         width = write_student(export_to, args.model)
         manifest = write_tiles(str(tiles), args.tiles)
         storage.upload_folder(tiles, far, CFG)
-        how = best_setting(tiles, export_to, width, min(args.tiles, 2000))
+        how = best_setting(tiles, export_to, width, min(args.tiles, args.search_tiles))
         print(f"the loop takes {how}", flush=True)
         began = time.perf_counter()
         with ray_session(logical_cpus(os.cpu_count() or 1)):
