@@ -193,10 +193,9 @@ class Progress:
         return line(how_far, gatherer.num_tiles, total, "tiles", elapsed, self.seconds, self.side_by_side)
 
     def summary(self, gatherer: Gatherer) -> str:
-        elapsed = time.perf_counter() - self.started
-        failed = sum(state.status == "failed" for state in gatherer.states.values())
-        unreadable = sum(len(state.unreadable) for state in gatherer.states.values())
-        return (
-            f"embed: {gatherer.num_tiles:,} tiles of {len(gatherer.states)} {nouns(self.work)} in {elapsed:.0f} s, "
-            f"{gatherer.num_tiles / elapsed:.0f} tiles/s; {failed} failed, {unreadable} tiles cannot be decoded"
-        )
+        elapsed, made = time.perf_counter() - self.started, gatherer.states.values()
+        rows = sum(state.part.rows for state in made if state.part)
+        failed = sum(state.status == "failed" for state in made)
+        unreadable = sum(len(state.unreadable) for state in made)
+        how_much = f"{rows:,} tiles of {len(made)} {nouns(self.work)} in {elapsed:.0f} s"
+        return f"embed: {how_much}, {rows / elapsed:.0f} tiles/s; {failed} failed, {unreadable} tiles cannot be decoded"
