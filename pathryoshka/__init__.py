@@ -26,6 +26,8 @@ The house, in the order in which a tile walks through it::
     shelving    the same for filling a feature store
     results     from weights to scores, report and export: where distillation, evaluation and export meet
     scorecard   the same scores for any encoders without a run       during      checkpoints scored beside training
+    embedding/  slides or tiles -> the table of vectors of an exported student, on Ray Data; files for other tools
+    progress    the line a long command says now and then
     sweep/      many runs of one base: space, trial, drive, board, run, together (lock-step); record, report; widths
     ablate/     twins of one run on the same views: single teachers, no nesting, published recipes; what sets them apart
     observability/ gauges for Prometheus, boards for Grafana, alerts; both served on loopback, or written as files

@@ -20,7 +20,7 @@ from ray import cloudpickle
 from pathryoshka import cli, config, load, storage
 from pathryoshka.embedding import job, stream
 from pathryoshka.embedding.exporting import export_slides
-from pathryoshka.embedding.recipe import EmbedRefused
+from pathryoshka.embedding.recipe import EmbedError, EmbedRefused
 from pathryoshka.embedding.rows import VECTOR
 from pathryoshka.embedding.state import MANIFEST, Manifest, read_states
 from pathryoshka.embedding.stream import Pools
@@ -252,6 +252,14 @@ def test_sources_that_do_not_go_together(tiles: str, student: str, tmp_path: Pat
         run([tiles], student, tmp_path / "to", cut=COARSE)
     with pytest.raises(ValueError, match="trained for widths"):
         run([tiles], student, tmp_path / "to", width=65)
+
+
+def test_nothing_at_all_is_an_error_and_no_table(student: str, tmp_path: Path, in_process: None) -> None:
+    (tmp_path / "text.svs").write_text("no slide")
+    with pytest.raises(EmbedError, match="text: no reader knows this format"):
+        run([str(tmp_path / "text.svs")], student, tmp_path / "to")
+    assert not (tmp_path / "to" / MANIFEST).exists()
+    assert pq.read_table(tmp_path / "to" / "status.parquet")["status"].to_pylist() == ["failed"]
 
 
 def test_a_child_that_was_lost_says_so() -> None:

@@ -127,13 +127,13 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self.tiles, self.student, self.to = (str(folder / name) for name in ("tiles", "student", "to"))
         export(self.student)
-        write_phantom(self.tiles, CFG, num_tiles=960, num_patients=48, num_sites=1, size=48)
+        write_phantom(self.tiles, CFG, num_tiles=480, num_patients=24, num_sites=1, size=48)
         self.folder = folder
 
     def start(self, name: str) -> Driver:
         words = ("embed", self.tiles, "--student", self.student, "--width", "16", "--to", self.to)
         tree = {"storage": {"lease_ttl_s": 4}}
-        return Driver(tree, self.folder / name, {}, (*words, "--batch-size", "4")).start()
+        return Driver(tree, self.folder / name, {}, (*words, "--batch-size", "8")).start()
 
     def wait_for_states(self, driver: Driver, num: int) -> None:
         deadline = time.monotonic() + 180
@@ -150,10 +150,10 @@ def test_a_run_that_is_killed_goes_on(tmp_path: Path) -> None:
     runs.wait_for_states(first, 3)
     first.kill()
     done = len(read_states(runs.to, CFG))
-    assert 3 <= done < 48
+    assert 3 <= done < 24
     again = runs.start("again")
     assert again.wait() == 0, again.text()[-3000:]
-    assert f"48 shards, {done} of them done before" in again.text()
+    assert f"24 shards, {done} of them done before" in again.text()
     equal_to_the_plain_loop(runs.to, runs.tiles, runs.student, CFG)
 
 

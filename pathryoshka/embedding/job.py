@@ -19,7 +19,7 @@ from pathryoshka import config, storage, watch
 from pathryoshka.embedding import state as states
 from pathryoshka.embedding.gather import Gatherer
 from pathryoshka.embedding.reading import Reading
-from pathryoshka.embedding.recipe import Recipe, settle, transform_of
+from pathryoshka.embedding.recipe import EmbedError, Recipe, settle, transform_of
 from pathryoshka.embedding.rows import from_bytes
 from pathryoshka.embedding.sources import Unit, find_units
 from pathryoshka.embedding.stream import bytes_in_flight, logical_cpus, make_dataset, pools
@@ -31,10 +31,6 @@ from pathryoshka.tiles.slides import check
 
 BATCH, BATCH_GPU = 64, 256
 Say = Callable[[str], None]
-
-
-class EmbedError(RuntimeError):
-    """A run that did not finish; the sentence says why."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ def embed(
 
     Raises:
         EmbedRefused, ImportRefused, ShardError, LoadError: nothing that can be embedded, another table at `to`.
-        RunTaken: another run writes `to`. EmbedError: the lease was lost.
+        RunTaken: another run writes `to`. EmbedError: the lease was lost, or nothing at all could be embedded.
     """
     to, student = storage.absolute(to), storage.absolute(student)
     if cut is not None:
@@ -197,10 +193,9 @@ class Progress:
         return line(how_far, gatherer.num_tiles, total, "tiles", elapsed, self.seconds, self.side_by_side)
 
     def summary(self, gatherer: Gatherer) -> str:
-        elapsed = time.perf_counter() - self.started
-        failed = sum(state.status == "failed" for state in gatherer.states.values())
-        unreadable = sum(len(state.unreadable) for state in gatherer.states.values())
-        return (
-            f"embed: {gatherer.num_tiles:,} tiles of {len(gatherer.states)} {nouns(self.work)} in {elapsed:.0f} s, "
-            f"{gatherer.num_tiles / elapsed:.0f} tiles/s; {failed} failed, {unreadable} tiles cannot be decoded"
-        )
+        elapsed, made = time.perf_counter() - self.started, gatherer.states.values()
+        rows = sum(state.part.rows for state in made if state.part)
+        failed = sum(state.status == "failed" for state in made)
+        unreadable = sum(len(state.unreadable) for state in made)
+        how_much = f"{rows:,} tiles of {len(made)} {nouns(self.work)} in {elapsed:.0f} s"
+        return f"embed: {how_much}, {rows / elapsed:.0f} tiles/s; {failed} failed, {unreadable} tiles cannot be decoded"

@@ -25,6 +25,10 @@ class EmbedRefused(config.ConfigError):
     """An embedding that cannot be begun or continued: one sentence that says what to do."""
 
 
+class EmbedError(RuntimeError):
+    """A run that did not make a table; the sentence says why."""
+
+
 class Recipe(Frozen):
     """The fingerprint of a table of vectors.
 

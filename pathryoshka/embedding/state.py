@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pathryoshka import config, storage
-from pathryoshka.embedding.recipe import EmbedRefused, Recipe
+from pathryoshka.embedding.recipe import EmbedError, EmbedRefused, Recipe
 from pathryoshka.embedding.sources import Unit
 from pathryoshka.tiles.slides import READERS
 from pathryoshka.tiles.stats import Frozen
@@ -94,14 +94,14 @@ def finish(to: str, recipe: Recipe, states: Iterable[State], cfg: config.Storage
     """Writes status.parquet and the manifest, and deletes parts that nobody names any more.
 
     Raises:
-        EmbedRefused: there is not a single row.
+        EmbedError: there is not a single row.
     """
     ordered = tuple(sorted(states, key=lambda state: state.key))
     rows = sum(state.part.rows for state in ordered if state.part)
     write_status(to, ordered, cfg)
     if not rows:
         some = "; ".join(f"{state.name}: {state.reason}" for state in ordered[:3])
-        raise EmbedRefused(f"not a single tile could be embedded ({some}); {STATUS} says it of each")
+        raise EmbedError(f"not a single tile could be embedded ({some}); {STATUS} says it of each")
     manifest = Manifest(recipe=recipe, rows=rows, states=ordered)
     storage.write_json(storage.join(to, MANIFEST), manifest.model_dump(mode="json"), cfg)
     named = {part.path for part in manifest.parts}

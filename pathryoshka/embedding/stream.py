@@ -29,6 +29,11 @@ FEW_CORES = 16
 """Up to which a replica a core is worth its memory, about 0.4 GiB each; beyond, one has four."""
 
 
+STUDENT_SHARE = 0.9
+"""Logical CPUs of a student's thread: another number than a reader's, or Ray would read and embed in one actor, which
+then waits for storage; and a CUDA student holds none, so readers have them all."""
+
+
 @dataclass(frozen=True)
 class Pools:
     """Who works: readers and students side by side.
@@ -64,7 +69,9 @@ def pools(device: str, replicas: int | None) -> Pools:
     threads = 1 if cores <= FEW_CORES else 4
     # logical CPUs on a machine of one's own are for the asking; on a cluster a quarter is kept for readers
     students = replicas or max(1, (cores if alone else cores * 3 // 4) // threads)
-    return Pools(max(1, cores if alone else cores - students * threads), students, "cpu", threads, float(threads))
+    return Pools(
+        max(1, cores if alone else cores - students * threads), students, "cpu", threads, STUDENT_SHARE * threads
+    )
 
 
 def bytes_in_flight(how: Reading, pools: Pools) -> int:

@@ -8,15 +8,16 @@ actors (each imports torch and loads the model), reading, decoding, the student,
 after its imports until its vectors are written: copying the shards out of S3 where they lie there, loading the model,
 starting workers, all passes. So the import of torch is counted against `embed` only; what Ray's session and the loop's
 imports take is printed and recorded beside it, with the ratio that comes of counting them, too. The loop has the best
-of some settings (workers, threads, batch, layout), found beforehand. Repeats are interleaved. Last, memory over 100,000
-tiles.
+of some settings (workers, threads, batch), found beforehand, and channels last. Repeats are interleaved. Beside wall
+time stand CPU seconds, which say more on a machine that others use: those of the loop with its imports, those of
+`embed` with its actors' and without its session's start. At the end, memory over 100,000 tiles.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -44,7 +45,7 @@ from pathryoshka.tiles.shards import Manifest, ShardEntry, write_manifest, write
 from pathryoshka.tiles.stats import TileStats
 from pathryoshka.tiles.views import decode
 from tests.bench.common import finish
-from tests.bench.sampling import Sampler, slope
+from tests.bench.sampling import PERIOD_S, Sampler, slope
 from tests.exports import export, heads_of
 
 GOAL = 1.5
@@ -56,17 +57,20 @@ STUDENTS = {
     "vit": (config.Student(model="vit_tiny_patch16_224", widths=(16, 64, 192)), 224, 64),
 }
 """Model, side of its views, width."""
-Setting = tuple[int, int, int, int]
-"""Workers, threads, batch, channels last or not."""
+Setting = tuple[int, int, int]
+"""Workers, threads, batch."""
+SETTINGS = ((0, 2, 64), (1, 1, 32), (1, 1, 128), (1, 2, 128), (2, 1, 32), (2, 1, 128))
+"""That make sense on two cores."""
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Seconds of the loop: by its own clock, of these copying, and of the whole process."""
+    """Seconds of the loop: by its own clock, of these copying, of the whole process, of the CPU."""
 
     clock: float
     copying: float
     process: float
+    cpu: float
 
 
 def write_student(where: Path, name: str) -> int:
@@ -103,31 +107,34 @@ def plain(folder: Path, export_to: Path, width: int, how: Setting, *more: str) -
     """One run of the loop. `more`: its options."""
     command = [sys.executable, "-m", "tests.bench.plain_timm", str(export_to), str(folder), str(folder) + ".npz"]
     env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-    began = time.perf_counter()
+    began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [*command, str(width), *map(str, how), *more], env=env, capture_output=True, text=True, check=True
     )
     whole = time.perf_counter() - began
     clock, copying = map(float, done.stdout.split()[-2:])
-    return Plain(clock, copying, whole)
+    since = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = since.ru_utime + since.ru_stime - used.ru_utime - used.ru_stime
+    return Plain(clock, copying, whole, cpu)
 
 
 def best_setting(folder: Path, export_to: Path, width: int, limit: int) -> Setting:
     """The quickest of some on the first `limit` tiles."""
     tried = {}
-    for how in itertools.product((0, 1, 2), (1, 2), (32, 128), (0, 1)):
-        if how[:2] in ((0, 1), (2, 2)):
-            continue  # a core idle, or three processes on two cores
+    for how in SETTINGS:
         tried[how] = plain(folder, export_to, width, how, "--limit", str(limit)).clock
-        print(f"  loop with {how[0]} workers, {how[1]} threads, batches of {how[2]}, channels "
-              f"{'last' if how[3] else 'first'}: {limit / tried[how]:.0f} tiles/s", flush=True)  # fmt: skip
+        print(f"  loop with workers, threads, batch {how}: {limit / tried[how]:.0f} tiles/s", flush=True)
     return min(tried, key=lambda how: tried[how])
 
 
-def ours(tiles: str, to: str, export_to: Path, width: int) -> float:
-    began = time.perf_counter()
+def ours(tiles: str, to: str, export_to: Path, width: int, sampler: Sampler) -> tuple[float, float]:
+    """Seconds, and of the CPU, all processes of the session together (a sample each half second)."""
+    began, at = time.perf_counter(), len(sampler.cpu) - 1
     embed([tiles], str(export_to), to, CFG, width=width, device="cpu", say=lambda line: None)
-    return time.perf_counter() - began
+    wall = time.perf_counter() - began
+    time.sleep(2 * PERIOD_S)
+    cpu = sum(float(used.sum()) for used in sampler.cpu[-1].values())
+    return wall, cpu - sum(float(used.sum()) for used in sampler.cpu[at].values())
 
 
 def refuse_other_vectors(folder: Path, to: str) -> float:
@@ -152,8 +159,9 @@ def memory(base: Path, manifest: Manifest, export_to: Path, width: int, num: int
             shards.append(shard.model_copy(update={"path": name}))
     write_manifest(str(base.parent / "many"), shards, {"kind": "bench"}, CFG)
     with Sampler() as sampler:
+        time.sleep(2 * PERIOD_S)
         began = time.time()
-        ours(str(base.parent / "many"), str(base.parent / "table"), export_to, width)
+        ours(str(base.parent / "many"), str(base.parent / "table"), export_to, width, sampler)
         ended = time.time()
     rows = [i for i, t in enumerate(sampler.times) if began + (ended - began) / 3 <= t <= ended - 5]
     share = [(sampler.times[i] - began) / (ended - began) for i in rows]
@@ -170,10 +178,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tiles", type=int, default=20_000)
+    parser.add_argument("--search-tiles", type=int, default=2000, help="on which the settings of the loop are tried")
     parser.add_argument("--memory-tiles", type=int, default=100_000, help="0 = leave that out")
     parser.add_argument("--model", choices=STUDENTS, default="demo")
     args = parser.parse_args()
-    ratios: dict[str, list[float]] = {"s3": [], "disk": [], "s3 with starts": []}
+    ratios: dict[str, list[float]] = {"s3": [], "disk": [], "s3 with starts": [], "s3 cpu": [], "disk cpu": []}
     rates: dict[str, list[float]] = {f"{who} {where}": [] for where in ("s3", "disk") for who in ("embed", "loop")}
     with tempfile.TemporaryDirectory() as name, S3Server(Path(name) / "s3", bucket="bench") as server:
         os.environ.update(server.env)
@@ -184,7 +193,7 @@ def main() -> None:
         width = write_student(export_to, args.model)
         manifest = write_tiles(str(tiles), args.tiles)
         storage.upload_folder(tiles, far, CFG)
-        how = best_setting(tiles, export_to, width, min(args.tiles, 2000))
+        how = best_setting(tiles, export_to, width, min(args.tiles, args.search_tiles))
         print(f"the loop takes {how}", flush=True)
         began = time.perf_counter()
         with ray_session(logical_cpus(os.cpu_count() or 1)):
@@ -194,18 +203,21 @@ def main() -> None:
                     copy, to = folder / f"copy-{repeat}", str(folder / f"table-{where}-{repeat}")
                     more = ("--copy-from", far) if where == "s3" else ()
                     loop = plain(copy if more else tiles, export_to, width, how, *more)
-                    mine = ours(source, to, export_to, width)
+                    with Sampler([server.pid]) as sampler:
+                        time.sleep(2 * PERIOD_S)
+                        mine, cpu = ours(source, to, export_to, width, sampler)
                     worst = refuse_other_vectors(copy if more else tiles, to)
                     shutil.rmtree(copy, ignore_errors=True)
                     ratios[where].append(loop.clock / mine)
+                    ratios[f"{where} cpu"].append(loop.cpu / cpu)
                     if where == "s3":
                         ratios["s3 with starts"].append(loop.process / (mine + session_s))
                     rates[f"embed {where}"].append(args.tiles / mine)
                     rates[f"loop {where}"].append(args.tiles / loop.clock)
                     print(f"repeat {repeat}, {where}: embed {args.tiles / mine:.0f} tiles/s, loop "
                           f"{args.tiles / loop.clock:.0f} (copying {loop.copying:.1f} s, starting "
-                          f"{loop.process - loop.clock:.1f} s), ratio {ratios[where][-1]:.2f}, vectors within "
-                          f"{worst:.0e}", flush=True)  # fmt: skip
+                          f"{loop.process - loop.clock:.1f} s), ratio {ratios[where][-1]:.2f}, of CPU seconds "
+                          f"{ratios[f'{where} cpu'][-1]:.2f}; vectors within {worst:.0e}", flush=True)  # fmt: skip
             grown = memory(tiles, manifest, export_to, width, args.memory_tiles) if args.memory_tiles else {}
     print(f"from disk {statistics.median(ratios['disk']):.2f} (goal >= 1)")
     print(f"from S3, with Ray's start ({session_s:.1f} s) and the loop's imports: "

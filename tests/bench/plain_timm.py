@@ -1,10 +1,10 @@
 """The loop that anybody would write: timm, a DataLoader, tiles on this disk; run by bench_embed.py in a process of its
 own, which prints the seconds from after its imports until its vectors are written, and of these the copying.
 
-    python -m tests.bench.plain_timm EXPORT TILES TO WIDTH WORKERS THREADS BATCH LAST [--copy-from URI] [--limit N]
+    python -m tests.bench.plain_timm EXPORT TILES TO WIDTH WORKERS THREADS BATCH [--copy-from URI] [--limit N]
 
-TILES is a folder of shards. With --copy-from they are first copied out of S3, many requests at once. LAST: 1 puts the
-channels of the model last, which a convolution on a CPU likes.
+TILES is a folder of shards. With --copy-from they are first copied out of S3, many requests at once. Channels are
+last, as convolutions on a CPU like it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("export", "tiles", "to"):
         parser.add_argument(name, type=Path)
-    for name in ("width", "workers", "threads", "batch", "last"):
+    for name in ("width", "workers", "threads", "batch"):
         parser.add_argument(name, type=int)
     parser.add_argument("--copy-from")
     parser.add_argument("--limit", type=int)
@@ -62,13 +62,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model = timm.create_model(f"local-dir:{args.export}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-    layout = torch.channels_last if args.last else torch.contiguous_format
-    model = model.to(memory_format=layout)
+    model = model.to(memory_format=torch.channels_last)
     loader = DataLoader(Tiles(args.tiles, transform, args.limit), args.batch, num_workers=args.workers)
     ids, vectors = list[str](), list[np.ndarray]()
     with torch.inference_mode():
         for names, x_BCHW in loader:
-            z_BD = model(x_BCHW.to(memory_format=layout))[:, : args.width]
+            z_BD = model(x_BCHW.to(memory_format=torch.channels_last))[:, : args.width]
             ids += names
             vectors.append(torch.nn.functional.normalize(z_BD, dim=-1).numpy())
     np.savez(args.to, ids=np.array(ids), vectors=np.concatenate(vectors))
