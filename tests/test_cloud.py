@@ -182,7 +182,7 @@ def test_a_run_distils_on_machines_of_both_roles(lab: Cloud, tmp_path: Path) -> 
     for verb in (["distill", "--no-rehearse"], ["export"]):
         done = subprocess.run(
             [sys.executable, "-m", "pathryoshka.cli", "submit", *verb, "--address", lab.address, "--config", str(file)],
-            env=env, capture_output=True, text=True, timeout=300,
+            env=env, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         print(done.stdout[-6000:], done.stderr[-1000:])  # shown where a later assertion fails
