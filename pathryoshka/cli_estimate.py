@@ -40,8 +40,8 @@ def estimate(
     """Say what a run will take on given machines: hours, money, the bottleneck, and what would be cheaper."""
     from pathryoshka.estimate import measure as measuring
     from pathryoshka.estimate import reckon, tell
-    from pathryoshka.estimate.prices import EstimateError, read_prices
-    from pathryoshka.estimate.rates import read_measured
+    from pathryoshka.estimate.rates import EstimateError, read_measured
+    from pathryoshka.prices import read_prices
 
     table = read_prices(prices)
     if machines:

@@ -12,7 +12,6 @@ import os
 import secrets
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +25,8 @@ from typing import Any
 
 import boto3
 
+from tests.ports import free_port
+
 REGION = "eu-central-1"
 NO_KEYS = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -34,12 +35,6 @@ NO_KEYS = {
     "AWS_REGION": REGION,
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def wait_until(what: str, reached: Callable[[], Any], within_s: float, every_s: float = 0.5) -> Any:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 NODES = {"teacher": {"num_cpus": 4, "num_gpus": 2}, "student": {"num_cpus": 4, "num_gpus": 1}}
 
@@ -94,12 +95,6 @@ def main(folder: str) -> None:
             cluster.remove_node(victim[1], allow_graceful=False)
         print(json.dumps({"nodes": len(nodes)}), flush=True)
     cluster.shutdown()
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def wait_for_jobs_api(port: int) -> None:

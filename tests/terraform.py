@@ -40,13 +40,15 @@ class Terraform:
         mirror = os.environ.get("TF_PLUGIN_DIR")
         words = ["init", "-input=false", *([f"-plugin-dir={mirror}"] if mirror else [])]
         if self.run(*words, ok=(0, 1)).returncode:
-            pytest.skip("no AWS provider: set TF_PLUGIN_DIR to a mirror of hashicorp/aws, or allow the registry")
+            pytest.skip(
+                "NO AWS PROVIDER: no stack was applied; set TF_PLUGIN_DIR to a mirror of it, or allow the registry"
+            )
 
 
 def copy_of_infra(to: Path, folder: str, **env: str) -> Terraform:
     """infra/ copied below `to`, without anybody's state; the test is skipped where terraform is not."""
     if not shutil.which("terraform"):
-        pytest.skip("terraform is not on PATH")
+        pytest.skip("TERRAFORM IS NOT ON PATH: infra/ is untested")
     leave = shutil.ignore_patterns(".terraform", ".terraform.lock.hcl", "*.tfstate*")
     shutil.copytree(INFRA, to / "infra", ignore=leave, dirs_exist_ok=True)
     return Terraform(to / "infra" / folder, env)

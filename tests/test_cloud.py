@@ -180,10 +180,8 @@ def test_a_run_distils_on_machines_of_both_roles(lab: Cloud, tmp_path: Path) -> 
     file.write_text(yaml.safe_dump(tree))
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(lab.folder / "token")}
     for verb in (["distill", "--no-rehearse"], ["export"]):
-        # unchecked: a cluster whose workers are at zero has nothing to show before it is asked
         done = subprocess.run(
-            [sys.executable, "-m", "pathryoshka.cli", "submit", *verb, "--no-check", "--address", lab.address,
-             "--config", str(file)],
+            [sys.executable, "-m", "pathryoshka.cli", "submit", *verb, "--address", lab.address, "--config", str(file)],
             env=env, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

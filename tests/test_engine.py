@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.ports import free_port
 
 WORKER = """
 import json, os, sys
@@ -72,10 +73,7 @@ dist.destroy_process_group()  # gloo's threads abort a process that ends while t
 
 def ranks(world: int, program: str, *words: str) -> list[Any]:
     """What each rank of a program in processes of its own said last after the word SAID. No compiler is on PATH."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    env = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     env |= {"OMP_NUM_THREADS": "1", "PATH": "/nowhere", "DS_ACCELERATOR": "cpu"}
     started = [
         subprocess.Popen(

@@ -12,9 +12,9 @@ import yaml
 
 from pathryoshka import cli, config, recipes
 from pathryoshka.estimate import reckon
-from pathryoshka.estimate.prices import TABLE, EstimateError, read_prices
-from pathryoshka.estimate.rates import SHARE, Measured, student_facts, work_of
+from pathryoshka.estimate.rates import SHARE, EstimateError, Measured, student_facts, work_of
 from pathryoshka.estimate.simulate import Line, Pool, coarser, simulate
+from pathryoshka.prices import TABLE, PriceError, read_prices
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_wrong_price_table_is_refused_by_field(tmp_path: Path) -> None:
     tree = yaml.safe_load(TABLE.read_text())
     tree["machines"]["g5.xlarge"]["gpu"] = 1
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(tree))
-    with pytest.raises(EstimateError, match=r"machines\.g5\.xlarge\.gpu: Extra inputs are not permitted"):
+    with pytest.raises(PriceError, match=r"machines\.g5\.xlarge\.gpu: Extra inputs are not permitted"):
         read_prices(tmp_path / "p.yaml")
 
 

@@ -14,9 +14,10 @@ import jsonschema
 import pytest
 import yaml
 
+from tests.terraform import copy_of_infra
+
 ROOT = Path(__file__).parent.parent
 CRDS = Path(__file__).parent / "data" / "kuberay"
-QUIET = {**os.environ, "CHECKPOINT_DISABLE": "1", "TF_IN_AUTOMATION": "1"}
 
 needs_terraform = pytest.mark.skipif(
     not shutil.which("terraform"), reason="TERRAFORM IS NOT ON PATH: infra/ is untested"
@@ -27,18 +28,10 @@ pytestmark = needs_terraform
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Outputs of infra/tests/both: one list of groups through both renderings. No provider, no network."""
-    copy = tmp_path_factory.mktemp("infra") / "infra"
-    shutil.copytree(ROOT / "infra", copy, ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*"))
-    folder = copy / "tests" / "both"
-
-    def terraform(*words: str) -> str:
-        done = subprocess.run(["terraform", *words], cwd=folder, env=QUIET, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    terraform("init", "-input=false", "-backend=false")
-    terraform("apply", "-auto-approve", "-input=false")
-    outputs = {name: entry["value"] for name, entry in json.loads(terraform("output", "-json")).items()}
+    both = copy_of_infra(tmp_path_factory.mktemp("infra"), "tests/both")
+    both.run("init", "-input=false", "-backend=false")
+    both.run("apply", "-auto-approve", "-input=false")
+    outputs = both.outputs()
     return outputs | {k: yaml.safe_load(v) for k, v in outputs.items() if k.endswith("_yaml")}
 
 

@@ -38,8 +38,11 @@ HARDWARE = {"ray_node_gpus_utilization"}
 """Shown only where there is a GPU."""
 IN_A_STORE = {"ray_pathryoshka_run_store_hit_rate"}
 
-needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool: apt-get install prometheus")
-needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="needs apt-get install prometheus")
+needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="NO PROMTOOL (apt-get install prometheus)")
+needs_prometheus = pytest.mark.skipif(
+    not shutil.which("prometheus"),
+    reason="NO PROMETHEUS (apt-get install prometheus)",
+)
 both_boards = pytest.mark.parametrize("board", [run_board(), sweep_board()], ids=["run", "sweep"])
 
 
@@ -328,14 +331,20 @@ def test_a_real_prometheus_finds_every_panel_and_alert_of_a_real_run(tree: dict[
             assert wait_for(lambda: ask(address, restarts), 90, driver.text)[0]["metric"]["run"] == "seen"
             wait_for(lambda: "TeacherRestarting" in firing(address), 30, driver.text)
 
+            run = str(tmp_path / "runs" / "seen")
+
+            def both() -> list[tuple[float, float]]:
+                """(shown, written) loss of every log line that Prometheus scraped before the next one came."""
+                lines = {line["views"]: line["loss"] for line in read_metrics(run, config.Storage())}
+                views, losses = (ask(address, f"ray_pathryoshka_run_{n}[10m]")[0]["values"] for n in ("views", "loss"))
+                at = {when: float(value) for when, value in losses}
+                shown = {float(value): at[when] for when, value in views if when in at}
+                return [(shown[views], lines[views]) for views in shown.keys() & lines.keys()]
+
+            wait_for(lambda: len(both()) > 1, 180, driver.text)  # what Prometheus kept is what the run wrote down
+            assert all(abs(shown - written) < 1e-6 for shown, written in both())
             driver.process.send_signal(signal.SIGINT)
             driver.wait()
-            lines = {line["views"]: line for line in read_metrics(str(tmp_path / "runs" / "seen"), config.Storage())}
-            by_views = ask(address, "ray_pathryoshka_run_views[10m]")[0]["values"]
-            losses = dict(ask(address, "ray_pathryoshka_run_loss[10m]")[0]["values"])
-            shown = {float(views): float(losses[at]) for at, views in by_views if at in losses}
-            assert len(shown.keys() & lines.keys()) > 1  # what Prometheus kept is what the run wrote down
-            assert all(abs(shown[views] - lines[views]["loss"]) < 1e-6 for views in shown.keys() & lines.keys())
     finally:
         if driver.process.poll() is None:
             driver.kill()

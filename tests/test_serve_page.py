@@ -27,7 +27,7 @@ from tests.serving import TOKEN, house_of, listening, write_index
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the path (apt install chromium)"),
+    pytest.mark.skipif(CHROMIUM is None, reason="NO CHROMIUM: the page was not opened (apt-get install chromium)"),
 ]
 DATA = Path(__file__).parent / "data"
 SLIDE = DATA / "slides" / "CMU-1-Small-Region.svs"

@@ -6,7 +6,6 @@ from __future__ import annotations
 import collections
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from pathryoshka.serve.service import Running, Service, running
 from pathryoshka.serve.token import digest
 from tests.exports import export, heads_of, student_of
 from tests.malformed import KINDS, malformed, send
+from tests.ports import free_port
 from tests.serving import TOKEN, saved
 
 pytestmark = pytest.mark.slow
@@ -42,12 +42,6 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     run = config.Run(name="tiny", student=cfg, views=config.Views(size=32), export=config.Export(licence="mit"))
     export(where / "b", student=student, heads=heads_of(student, cfg), run=run)
     return where / "a", where / "b"
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

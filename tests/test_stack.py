@@ -44,7 +44,7 @@ class Account:
 
     def script(self, name: str, *words: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
         if not shutil.which("aws"):
-            pytest.skip("the AWS CLI is not on PATH")
+            pytest.skip("NO AWS CLI ON PATH: quota and teardown were not run")
         env = {**os.environ, **self.env, "TF_CLI_ARGS": "-no-color"}
         env["PATH"] = f"{path}:{env['PATH']}" if path else env["PATH"]
         return subprocess.run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.forkserver
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from pathryoshka.distill.model import Distiller, Ema
 from pathryoshka.distill.step import reduce_metrics, train_step
 from pathryoshka.student.encoder import build_student
 from pathryoshka.student.heads import Heads
+from tests.ports import free_port
 
 DIMS = {"a.b": {"summary": 10, "tokens": 6}, "c": {"summary": 7, "tokens": 9}}
 KEYS = [(teacher, kind) for teacher in DIMS for kind in ("summary", "tokens")]
@@ -378,10 +378,7 @@ def test_linear_heads_reach_the_floor_of_pca_at_every_width(kind: str) -> None:
 
 def test_two_ranks_and_two_micro_batches_are_one_batch(tmp_path: Path) -> None:
     """Also with teachers dropped and widths drawn: neither may depend on who holds a view."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start_processes(rank_of_two, (port, str(tmp_path)), nprocs=2, start_method="forkserver")
+    start_processes(rank_of_two, (free_port(), str(tmp_path)), nprocs=2, start_method="forkserver")
     whole, values = two_steps(1)
     halves, half_values = two_steps(2)
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]

@@ -49,7 +49,10 @@ def prometheus(session: None, tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.full
 @pytest.mark.timeout(400)
-@pytest.mark.skipif(not shutil.which("prometheus"), reason="needs Prometheus: apt-get install prometheus")
+@pytest.mark.skipif(
+    not shutil.which("prometheus"),
+    reason="NO PROMETHEUS (apt-get install prometheus)",
+)
 def test_every_panel_finds_its_gauge_in_a_real_prometheus(prometheus: str, tmp_path: Path) -> None:
     import ray
 

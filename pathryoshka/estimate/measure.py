@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pathryoshka import config
-from pathryoshka.estimate.prices import EstimateError
-from pathryoshka.estimate.rates import Measured
+from pathryoshka.estimate.rates import EstimateError, Measured, rows_of, untrained
 
 if TYPE_CHECKING:
     import torch
@@ -102,12 +101,10 @@ def training(run: config.Run, device: object) -> Iterator[int]:
 
     from pathryoshka.distill.model import build_module
     from pathryoshka.inputs import student_grid, tokens_kept
-    from pathryoshka.teachers.zoo import row_by_name
 
     assert isinstance(device, torch.device)
-    rows = {name: row_by_name(teacher.model) for name, teacher in run.teachers.models.items()}
-    fresh = run.model_copy(update={"student": run.student.model_copy(update={"start": "random"})})
-    module = build_module(fresh, {name: (row.summary_dim, row.token_dim) for name, row in rows.items()}).to(device)
+    dims = {name: (row.summary_dim, row.token_dim) for name, row in rows_of(run).items()}
+    module = build_module(untrained(run), dims).to(device)
     optimizer = torch.optim.AdamW(module.parameters())
     size, batch, grid = run.views.size, run.train.micro_batch, student_grid(run)
     views = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=device)

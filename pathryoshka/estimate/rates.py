@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pathryoshka import config
-from pathryoshka.estimate.prices import EstimateError
 
 if TYPE_CHECKING:
     from pathryoshka.teachers.row import Row
 
 SHARE = (0.25, 0.35, 0.50)
 """Of a device's peak, low, middle, high: assumed. `estimate --measure` on a machine replaces it."""
-READ_PER_CPU = (90.0, 180.0, 300.0)
-"""Views of 224 px that a core reads, decodes and augments a second: assumed around what two cores of an AMD EPYC do
-(`estimate --measure`: docs/estimate.md)."""
+READ_PER_CPU = (180.0, 375.0, 450.0)
+"""Views of 224 px that a core reads, decodes and augments a second: the middle was measured on a core of an AMD EPYC
+(`estimate --measure`, November 2026); half of it and a fifth more are assumed for other processors and tiles."""
 TRAINING = 3
+
+
+class EstimateError(ValueError):
+    """What cannot be reckoned, in one sentence that says what to give."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,11 @@ def student_facts(run: config.Run) -> tuple[float, int]:
     return counted(run.model_dump_json(include={"student", "views", "teachers", "loss"}))
 
 
+def untrained(run: config.Run) -> config.Run:
+    """The run with a student whose start needs no download: counted and timed it is as any other."""
+    return run.model_copy(update={"student": run.student.model_copy(update={"start": "random"})})
+
+
 @functools.cache
 def counted(text: str) -> tuple[float, int]:
     """Operator by operator, on tensors without memory."""
@@ -108,11 +115,11 @@ def counted(text: str) -> tuple[float, int]:
     from pathryoshka.inputs import tokens_kept
 
     run = config.make_run(json.loads(text))
-    fresh = run.model_copy(update={"student": run.student.model_copy(update={"start": "random"})})
     widths = run.student.widths
     token_widths = widths[-1:] if run.loss.token_widths_per_step else widths
+    dims = {name: (row.summary_dim, row.token_dim) for name, row in rows_of(run).items()}
     with torch.device("meta"):
-        module = build_module(fresh, {name: (row.summary_dim, row.token_dim) for name, row in rows_of(run).items()})
+        module = build_module(untrained(run), dims)
         kept = tokens_kept(run, module.student.grid)
         views = torch.zeros(1, run.views.size, run.views.size, 3, dtype=torch.uint8)
         places = torch.zeros(1, kept, dtype=torch.int64)
@@ -138,7 +145,7 @@ class Measured:
     student: float
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(json.dumps(self.__dict__, indent=1) + "\n")
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
 def read_measured(path: str | Path) -> Measured:
@@ -152,12 +159,3 @@ def read_measured(path: str | Path) -> Measured:
 def device_rate(gflop: float, tflops: float, shares: tuple[float, float, float] = SHARE) -> Range:
     """Views a second of a device with a peak of `tflops`."""
     return Range(*(share * tflops * 1e3 / gflop for share in shares))
-
-
-def as_plain(value: Any) -> Any:
-    """Ranges and data classes as JSON takes them."""
-    if isinstance(value, Mapping):
-        return {str(key): as_plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_plain(inner) for inner in value]
-    return {key: as_plain(inner) for key, inner in value.__dict__.items()} if hasattr(value, "__dict__") else value

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pathryoshka import config
-from pathryoshka.estimate.prices import EstimateError, Machine, Market, Prices, price_of
 from pathryoshka.estimate.rates import (
     READ_PER_CPU,
     TRAINING,
+    EstimateError,
     Measured,
     Range,
     Work,
@@ -20,11 +20,11 @@ from pathryoshka.estimate.rates import (
     work_of,
 )
 from pathryoshka.features.budget import bytes_per_view
+from pathryoshka.prices import Machine, Market, Prices, price_of
+from pathryoshka.tiles.plan import ROWS
 
 TILE_BYTES = 25_000
 """Of an encoded 224-px tile: assumed (H&E as JPEG at quality 80-90 takes 15 to 40 kB)."""
-ROWS = 256
-"""Tiles a row group, which is read whole."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Fleet:
 
 
 def fleet(prices: Prices, text: str, market: Market) -> Fleet:
-    """From `MACHINE=N`. Raises EstimateError where it is not of that form, or not in the table."""
+    """From `MACHINE=N`. Raises EstimateError where it is not of that form, PriceError for a machine of no table."""
     name, _, count = text.partition("=")
     if not count.isdecimal() or int(count) < 1:
         raise EstimateError(f"machines are MACHINE=N, e.g. g6e.xlarge=8; got {text}")
@@ -96,7 +96,7 @@ class Estimate:
 
 
 def estimate(ask: Ask) -> Estimate:
-    """Raises EstimateError where a price, a machine or the operations of a teacher are not known."""
+    """Raises EstimateError where the operations of a teacher are not known, PriceError where a price is not."""
     run, work = ask.run, work_of(ask.run, () if ask.stored else None)
     stages = {"read": read_rate(ask)}
     if work.teacher_gflop:

@@ -49,6 +49,7 @@ class Line:
         teachers: by name; every block goes to each of them.
         student: servers are train workers, each of which takes its own blocks; seconds for one block.
         in_flight: blocks with the teachers at the same time; 0 = as many as keep all replicas busy, twice.
+        handover_s: for which a replica is idle between two blocks: its answer goes out and the next question comes.
         prefetch: finished blocks that wait for each train worker, at most.
         checkpoint_blocks: blocks between checkpoints; 0 = none, everything is lost.
         recover_s: until the workers train again after one of them failed.
@@ -59,6 +60,7 @@ class Line:
     teachers: dict[str, Pool]
     student: Pool
     in_flight: int = 0
+    handover_s: float = 0.0
     prefetch: int = 2
     checkpoint_blocks: int = 0
     recover_s: float = 0.0
@@ -229,6 +231,8 @@ def teaching(run: Run, name: str, pool: Pool, killed_at: tuple[float, ...]) -> E
         block["left"] -= 1
         if not block["left"]:
             run.env.process(handing_over(run, block))
+        if run.line.handover_s:
+            yield run.env.timeout(run.line.handover_s)
 
 
 def training(run: Run, blocks: int, done: Any) -> Event:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 
-from pathryoshka.estimate.prices import Prices
-from pathryoshka.estimate.rates import Range, as_plain
+from pathryoshka.estimate.rates import Range
 from pathryoshka.estimate.reckon import Advice, Ask, Estimate
+from pathryoshka.prices import Prices
 
 
 def lines(ask: Ask, found: Estimate, advices: list[Advice]) -> Iterator[str]:
@@ -72,8 +73,8 @@ def as_json(ask: Ask, found: Estimate, advices: list[Advice]) -> str:
                 for what, f in (("teachers", ask.teachers), ("students", ask.students))
                 if f
             },
-            **as_plain(found),
-            "cheaper": as_plain(advices),
+            **asdict(found),
+            "cheaper": [asdict(advice) for advice in advices],
         },
         indent=1,
     )

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 from pathryoshka import config
 from pathryoshka.features.coverage import StoreError
+from pathryoshka.prices import read_prices
 
 ROW_BYTES = 60
 """Of a view beside its vectors: names, hash, view id, after compression."""
 GIB = 2**30
-MONTH_GB, PER_1000_PUT, PER_1000_GET = 0.023, 0.005, 0.0004
-"""US dollars: list prices of S3 Standard in us-east-1 as of 2025, for orders of magnitude."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +24,14 @@ class Budget:
     num_row_groups: int
 
     def lines(self) -> list[str]:
-        a_view = self.num_bytes / max(1, self.num_views)
+        a_view, price = self.num_bytes / max(1, self.num_views), read_prices().storage
         return [
             f"store: {self.num_tiles:,} tiles, {self.num_views:,} views of them to fill, {a_view:,.0f} bytes a view, "
             f"{self.num_bytes / max(1, self.num_tiles):,.0f} a tile, {in_words(self.num_bytes)} in all",
-            f"store: to write, {self.num_files:,} files ({self.num_files / 1000 * PER_1000_PUT:.2f} USD of requests); "
-            f"to read all of it once, {self.num_row_groups:,} requests "
-            f"({self.num_row_groups / 1000 * PER_1000_GET:.2f} USD); to keep it, "
-            f"{self.num_bytes / 1e9 * MONTH_GB:.2f} USD a month",
+            f"store: to write, {self.num_files:,} files "
+            f"({self.num_files / 1000 * price.per_1000_put:.2f} USD of requests); to read all of it once, "
+            f"{self.num_row_groups:,} requests ({self.num_row_groups / 1000 * price.per_1000_get:.2f} USD); "
+            f"to keep it, {self.num_bytes / 1e9 * price.gb_month:.2f} USD a month",
         ]
 
 

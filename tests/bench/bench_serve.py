@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import collections
 import os
-import socket
 import statistics
 import tempfile
 import time
@@ -30,6 +29,7 @@ from pathryoshka.student.encoder import build_student
 from tests.bench.common import finish
 from tests.exports import export, heads_of
 from tests.malformed import KINDS, malformed, send
+from tests.ports import free_port
 from tests.serving import TOKEN, saved
 
 GOAL_S = 3.0
@@ -142,12 +142,6 @@ def export_tiny(where: Path) -> None:
     run = config.Run(name="bench", student=cfg, export=config.Export(licence="mit"))
     golden = np.random.default_rng(0).integers(0, 256, (8, 224, 224, 3), dtype=np.uint8)
     export(where, student=student, heads=heads_of(student, cfg), run=run, golden=golden, scores=None)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def main() -> None:

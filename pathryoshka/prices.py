@@ -1,4 +1,4 @@
-"""The price table: read, checked, and asked for a machine."""
+"""The one price table, of machines and of object storage: read, checked, and asked for a machine."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Market = Literal["on_demand", "spot"]
 TABLE = Path(__file__).with_name("prices.yaml")
 
 
-class EstimateError(ValueError):
-    """What cannot be reckoned, in one sentence that says what to give."""
+class PriceError(ValueError):
+    """No such table, machine or price, in one sentence that says what to give."""
 
 
 class Machine(BaseModel):
@@ -51,7 +51,7 @@ class Prices(BaseModel):
 
     def machine(self, name: str) -> Machine:
         if name not in self.machines:
-            raise EstimateError(f"{name} is not in the price table; it has {', '.join(self.machines)}")
+            raise PriceError(f"{name} is not in the price table; it has {', '.join(self.machines)}")
         return self.machines[name]
 
 
@@ -59,21 +59,21 @@ def read_prices(path: str | Path | None = None) -> Prices:
     """The table at `path`, by default the one that comes along.
 
     Raises:
-        EstimateError: not there, not YAML, or a field too many, too few or out of range, by name.
+        PriceError: not there, not YAML, or a field too many, too few or out of range, by name.
     """
     try:
         return Prices.model_validate(yaml.safe_load(Path(path or TABLE).read_text()))
     except OSError as error:
-        raise EstimateError(f"no price table at {path}: {error.strerror}") from error
+        raise PriceError(f"no price table at {path}: {error.strerror}") from error
     except (yaml.YAMLError, ValidationError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error).splitlines()[0]
-        raise EstimateError(f"{path} is no price table: {what}") from error
+        raise PriceError(f"{path} is no price table: {what}") from error
 
 
 def price_of(name: str, machine: Machine, market: Market) -> float:
     """USD an hour; on demand where there is no spot price would be a guess, so it is refused."""
     value = machine.spot if market == "spot" else machine.on_demand
     if value is None:
-        raise EstimateError(f"the price table has no {market.replace('_', '-')} price of {name}; give it with --prices")
+        raise PriceError(f"the price table has no {market.replace('_', '-')} price of {name}; give it with --prices")
     return value
