@@ -71,7 +71,7 @@ def test_it_needs_tiles_to_choose_by() -> None:
         config.make_run({"evaluate": {"during": {"every": 10}}})
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(400)
 def test_a_run_is_looked_at_while_it_trains(s3: S3Server, tmp_path: Path) -> None:
     uri = f"s3://{s3.bucket}/during"

@@ -80,7 +80,7 @@ def session() -> Iterator[None]:
         yield
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(900)
 def test_students_in_lock_step_are_what_each_is_alone(session: None, tmp_path: Path) -> None:
     alone = [run_of(tmp_path, "alone-a"), run_of(tmp_path, "alone-b", **OTHER)]

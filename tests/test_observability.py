@@ -299,7 +299,7 @@ def wait_for(what: Callable[[], Any], seconds: float, why: Callable[[], str]) ->
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(600)
 @needs_prometheus
 def test_a_real_prometheus_finds_every_panel_and_alert_of_a_real_run(tree: dict[str, Any], tmp_path: Path) -> None:
