@@ -114,7 +114,7 @@ def test_formats_written_later_leave_the_page(folder: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the path (apt install chromium)")
+@pytest.mark.skipif(CHROMIUM is None, reason="NO CHROMIUM: the page without a server was not opened")
 class TestInChromium:
     def test_its_vectors_are_the_golden_ones(self, page: Page, folder: Path) -> None:
         want = load_file(folder / "golden.safetensors")["vectors"]
