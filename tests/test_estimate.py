@@ -155,6 +155,8 @@ def line(**over: Any) -> Line:
         ({"student": Pool(1, 2.0)}, 4.0),
         ({"read": Pool(1, 4.0)}, 2.0),
         ({"in_flight": 1}, 8.0),
+        ({"in_flight": 1, "release_s": 0.6}, 5.0),
+        ({"in_flight": 8, "release_s": 0.6}, 16.0),
         ({"teachers": {}, "student": Pool(4, 0.5)}, 64.0),
     ],
 )

@@ -50,6 +50,8 @@ class Line:
         student: servers are train workers, each of which takes its own blocks; seconds for one block.
         in_flight: blocks with the teachers at the same time; 0 = as many as keep all replicas busy, twice.
         handover_s: for which a replica is idle between two blocks: its answer goes out and the next question comes.
+        release_s: for which a block that all teachers have answered still holds its place with them: Ray Data has to
+            notice the end of a task before it hands out the next.
         prefetch: finished blocks that wait for each train worker, at most.
         checkpoint_blocks: blocks between checkpoints; 0 = none, everything is lost.
         recover_s: until the workers train again after one of them failed.
@@ -61,6 +63,7 @@ class Line:
     student: Pool
     in_flight: int = 0
     handover_s: float = 0.0
+    release_s: float = 0.0
     prefetch: int = 2
     checkpoint_blocks: int = 0
     recover_s: float = 0.0
@@ -205,6 +208,8 @@ def admitting(run: Run) -> Event:
 def handing_over(run: Run, block: Any) -> Event:
     """A finished block keeps its place with the teachers until there is room before the student."""
     yield run.ready.put(block)
+    if run.line.release_s:
+        yield run.env.timeout(run.line.release_s)
     run.slots.put(1)
 
 
