@@ -50,8 +50,8 @@ class Line:
         student: servers are train workers, each of which takes its own blocks; seconds for one block.
         in_flight: blocks with the teachers at the same time; 0 = as many as keep all replicas busy, twice.
         handover_s: for which a replica is idle between two blocks: its answer goes out and the next question comes.
-        release_s: for which a block that all teachers have answered still holds its place with them: Ray Data has to
-            notice the end of a task before it hands out the next.
+        release_s: for which a block that all teachers have answered still holds its place with them: Ray Data looks
+            ten times a second for tasks that ended, and only then hands out the next.
         prefetch: finished blocks that wait for each train worker, at most.
         checkpoint_blocks: blocks between checkpoints; 0 = none, everything is lost.
         recover_s: until the workers train again after one of them failed.
