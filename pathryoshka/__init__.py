@@ -36,7 +36,7 @@ The house, in the order in which a tile walks through it::
     demo        all of it at demo size               metrics     what is logged, and where to
     estimate/   hours and money before the first cent: prices, rates, reckon, tell; simulate; measure
     submit/     a job packaged, checked against a cluster, submitted, followed; ray_jobs/ are its entries
-    cli         verbs, no logic                      doctor      what is missing on this machine
+    cli/        verbs, no logic                      doctor      what is missing on this machine
 
 `teachers`, `student` and `distill.losses` do not know each other: they meet in `distill.step`. `distill` and
 `evaluate` meet in `results`. The maths imports no Ray. tests/test_house.py holds all of these rules.

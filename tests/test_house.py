@@ -195,7 +195,7 @@ def test_a_space_is_checked_without_torch(room: str) -> None:
 
 def test_nobody_but_the_verbs_imports_the_sweep() -> None:
     who = {m for m, tree in rooms().items() if any(inside(n, "pathryoshka.sweep") for n in imports(m, tree))}
-    assert who - set(members("sweep")) == {"pathryoshka.cli_sweep", "pathryoshka.cli_submit"}
+    assert who - set(members("sweep")) == {"pathryoshka.cli.sweep", "pathryoshka.cli.submit"}
 
 
 def test_an_exported_student_loads_without_ray_and_deepspeed() -> None:

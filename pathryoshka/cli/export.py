@@ -1,11 +1,11 @@
-"""`pathryoshka formats` and `publish`: an exported student for other runtimes and other people; without logic."""
+"""`pathryoshka formats` and `publish`: an exported student for other runtimes and other people."""
 
 from __future__ import annotations
 
 import click
 
 from pathryoshka import config
-from pathryoshka.cli_options import run_options
+from pathryoshka.cli.options import run_options
 
 KINDS = ("onnx", "int8", "torch-export")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pathryoshka import config
-from pathryoshka.cli_options import FAILED, run_options
+from pathryoshka.cli.options import FAILED, run_options
 
 
 @click.command()

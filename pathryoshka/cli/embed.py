@@ -1,4 +1,4 @@
-"""`pathryoshka embed`; like `cli.py`, which lists it, without logic."""
+"""`pathryoshka embed`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pathryoshka import config
-from pathryoshka.cli_options import FAILED, run_options
+from pathryoshka.cli.options import FAILED, run_options
 
 FORMATS = "beside the table, a file a slide for other tools, too; several times  [default: parquet, the table alone]"
 FLOATS16, BFLOATS = click.Choice(("float32", "float16")), click.Choice(("float32", "bfloat16"))

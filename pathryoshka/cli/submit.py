@@ -1,4 +1,4 @@
-"""The verbs that run elsewhere, `submit distill --address ...`, and `submit list|logs|stop`; without logic."""
+"""The verbs that run elsewhere, `submit distill --address ...`, and `submit list|logs|stop`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pathryoshka import config
-from pathryoshka.cli_options import InOrder
+from pathryoshka.cli.options import InOrder
 
 VERBS = {
     "distill": ("distill",),

@@ -1,4 +1,4 @@
-"""Verbs about feature stores; like `cli.py`, which lists them, without logic."""
+"""Verbs about feature stores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import click
 
 from pathryoshka import config
-from pathryoshka.cli_options import FAILED, InOrder, run_options
+from pathryoshka.cli.options import FAILED, InOrder, run_options
 
 
 @click.group(cls=InOrder)

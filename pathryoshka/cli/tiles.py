@@ -1,4 +1,4 @@
-"""Verbs about tile data sets; like `cli.py`, which lists them, without logic."""
+"""Verbs about tile data sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pathryoshka import config
-from pathryoshka.cli_options import FAILED, InOrder, run_options
+from pathryoshka.cli.options import FAILED, InOrder, run_options
 
 
 @click.group(cls=InOrder)

@@ -1,4 +1,4 @@
-"""Verbs about teachers; like `cli.py`, which lists them, without logic."""
+"""Verbs about teachers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pathryoshka import config
-from pathryoshka.cli_options import FAILED
+from pathryoshka.cli.options import FAILED
 
 GIB_IN_MIB = 1024
 

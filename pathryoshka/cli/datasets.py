@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pathryoshka import config
-from pathryoshka.cli_options import FAILED, InOrder, run_options
+from pathryoshka.cli.options import FAILED, InOrder, run_options
 
 
 @click.group(cls=InOrder)

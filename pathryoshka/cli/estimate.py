@@ -1,4 +1,4 @@
-"""`pathryoshka estimate`; like `cli.py`, which lists it, without logic."""
+"""`pathryoshka estimate`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pathryoshka import config
-from pathryoshka.cli_options import run_options
+from pathryoshka.cli.options import run_options
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""`pathryoshka index` and `pathryoshka search`; like `cli.py`, which lists them, without logic."""
+"""`pathryoshka index` and `pathryoshka search`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pathryoshka import config
-from pathryoshka.cli_options import FAILED, InOrder, run_options
+from pathryoshka.cli.options import FAILED, InOrder, run_options
 
 TILES = click.option("--tiles", multiple=True, metavar="DATASET", help="data set that the tiles are from: for patient, "
                      "site and label where the table lacks them, and for pictures; several times")  # fmt: skip

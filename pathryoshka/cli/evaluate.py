@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from pathryoshka import config
-from pathryoshka.cli_options import run_options
+from pathryoshka.cli.options import run_options
 
 
 @click.group(invoke_without_command=True)
