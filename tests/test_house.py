@@ -85,6 +85,7 @@ def nodes(tree: ast.AST, into_functions: bool) -> Iterator[ast.AST]:
         yield from nodes(node, into_functions)
 
 
+@cache
 def imports(module: str, tree: ast.Module, into_functions: bool = True) -> set[str]:
     """Full dotted names that a module imports; `from a import b` gives both `a` and `a.b`."""
     found: set[str] = set()
