@@ -7,6 +7,7 @@ costs is CPU seconds of this process and all below it, and wall time, start-up o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -85,10 +86,10 @@ def with_tiles(args: argparse.Namespace) -> None:
             make_tiles(source, args.work, f"{args.work}/tiles", config.Storage())
 
 
-def cost_of(run: config.Run, what: str, work: Callable[[], Any]) -> Cost:
-    """Of `work` in a Ray session of its own."""
+def cost_of(run: config.Run | None, what: str, work: Callable[[], Any]) -> Cost:
+    """Of `work` in a Ray session of its own: one for `run`, or that which `work` starts itself."""
     started = time.perf_counter()
-    with Sampler() as sampler, ray_session(logical_cpus(run)):
+    with Sampler() as sampler, ray_session(logical_cpus(run)) if run else contextlib.nullcontext():
         work()
     seconds = sum(float(seconds.sum()) for seconds in sampler.cpu[-1].values())
     first = sum(float(seconds.sum()) for seconds in sampler.cpu[0].values())

@@ -1,0 +1,96 @@
+"""ASHA against the whole grid on one feature store: what it costs in tile-views, and whether its winner is as good.
+
+Twelve points of learning rate and teachers' weights on real tissue, the demo's student and teachers. The whole grid is
+trained to the end in lock-step; ASHA has the same points in the same order, one trial at a time. Its winner is as good
+as the grid's best where its value in the grid is behind by no more than the best point's values over three training
+seeds differ; else ASHA is counted as if it had cost the whole grid. Needs PATHRYOSHKA_REAL_DATA as `learns` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+from typing import Any
+
+import yaml
+
+from pathryoshka import config, shelving
+from pathryoshka.distill import checkpoint
+from pathryoshka.job import distill_together
+from pathryoshka.metrics import read_metrics, unexplained
+from pathryoshka.recipes import as_file
+from pathryoshka.sweep.record import Record, Trial
+from pathryoshka.sweep.run import run_sweep
+from pathryoshka.sweep.space import load_sweep, run_of
+from tests.bench.common import finish
+from tests.bench.trials import Cost, cost_of, options, quiet, students, with_tiles
+
+GOAL, POINTS, SEEDS = 0.5, 12, (1, 2)
+SPACE = {
+    "optim.lr": {"loguniform": [1e-4, 1e-2]},
+    "loss.weights.lite0": {"uniform": [0.2, 2.0]},
+    "loss.weights.lite2": {"uniform": [0.2, 2.0]},
+}
+HOW: dict[str, dict[str, Any]] = {
+    "grid": {"lockstep": 6},
+    "asha": {"scheduler": "asha", "asha": {"grace_share": 0.2, "reduction": 3}, "max_concurrent": 1},
+}
+
+
+def swept(base: config.Run, how: str, args: argparse.Namespace) -> Record:
+    tree = as_file(base) | {"name": how}
+    tree["sweep"] = {"space": SPACE, "search": "random", "num_trials": POINTS, **HOW[how]}
+    file = args.work / f"{how}.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return run_sweep(*load_sweep(file), say=said)
+
+
+def said(line: str) -> None:
+    if not ("step" in line and "left" in line):
+        print(f"  {line}", flush=True)
+
+
+def best_of(record: Record) -> Trial:
+    return min(record.with_status("finished"), key=lambda trial: trial.values["unexplained"])
+
+
+def seeds_of(trial: Trial, run: config.Run) -> list[float]:
+    """The same point with other seeds of training; fraction unexplained at the end."""
+    base = run_of(run, trial.point)
+    over = [{"name": f"seed{seed}", "train": {"seed": seed}} for seed in SEEDS]
+    runs = [config.make_run(config.overlay(base.model_dump(), one)) for one in over]
+    cost_of(runs[0], "the best point with other seeds", lambda: distill_together(runs, say=quiet))
+    ends = [unexplained(read_metrics(checkpoint.uri_of(one), one.storage)[-1]) for one in runs]
+    return [statistics.mean(shares.values()) for shares in ends]
+
+
+def main() -> None:
+    args = options()
+    with_tiles(args)
+    for name in ("store-asha", "runs/asha"):
+        shutil.rmtree(args.work / name, ignore_errors=True)
+    over = {"store": {"uri": str(args.work / "store-asha")}, "loss": {"weights": {}}}
+    base = config.make_run(config.overlay(students(args, "asha")[0].model_dump(), over))
+    filling = cost_of(base, "filling the store", lambda: shelving.fill(base, say=quiet))
+    found: dict[str, Record] = {}
+    costs: dict[str, Cost] = {}
+    for how in HOW:
+        costs[how] = cost_of(None, how, lambda how=how: found.update({how: swept(base, how, args)}))  # type: ignore[misc]
+    by_point = {str(trial.point): trial for trial in found["grid"].with_status("finished")}
+    best, won = best_of(found["grid"]), by_point[str(best_of(found["asha"]).point)]
+    values = [best.values["unexplained"], *seeds_of(best, base)]
+    noise = max(values) - min(values)
+    behind = won.values["unexplained"] - best.values["unexplained"]
+    cost = found["asha"].views / found["grid"].views
+    print(f"grid's best {best.values['unexplained']:.4f} {best.point}; seeds {values}")
+    print(f"ASHA's winner: {won.values['unexplained']:.4f} in the grid, {behind:.4f} behind (seeds: {noise:.4f})")
+    print(f"ASHA presented {found['asha'].views:,} views, the grid {found['grid'].views:,}: {cost:.2f}")
+    facts = {how: vars(spent) for how, spent in costs.items()} | {"filling": vars(filling)}
+    facts |= {"behind": behind, "seeds": values, "views": args.views, "points": POINTS, "share_of_views": cost}
+    facts |= {"grid_values": sorted(t.values["unexplained"] for t in found["grid"].with_status("finished"))}
+    finish("asha", [cost if behind <= noise else 1.0], GOAL, below=True, **facts)
+
+
+if __name__ == "__main__":
+    main()
