@@ -355,7 +355,7 @@ def test_probe_scores_of_each_format_are_written_beside_pytorchs(copy: Path, tmp
     run = config.make_run({"recipe": "debug", "name": "x"})
     made = deploy.make_formats(str(copy), ("torch-export",), run, data=[str(tmp_path / "tiles")])
     found = {(row["runtime"], row["width"]): row["score"] for row in made.scores}
-    assert {name for name, _ in found} == {"PyTorch", "model.pt2"}
+    assert {name for name, _ in found} == {"PyTorch", "model.pt2"} and len(made.scores) == len(found)
     assert all(0 <= score <= 1 for score in found.values())
     for width in (16, 32, 48):
         assert found["model.pt2", width] == pytest.approx(found["PyTorch", width], abs=0.02)
