@@ -200,6 +200,16 @@ def test_a_thousand_servers_are_simulated_as_fewer() -> None:
     assert simulate(large, 8 * 100_000).views_per_s == pytest.approx(900 * 8, rel=0.02)
 
 
+@pytest.mark.parametrize("in_flight", [0, 210])
+def test_what_passes_between_blocks_is_made_fewer_with_the_servers(in_flight: int) -> None:
+    large = line(
+        read=Pool(400, 1.0), teachers={"a": Pool(200, 1.0)}, in_flight=in_flight, handover_s=0.1, release_s=0.5
+    )
+    whole = simulate(large, 8 * 10_000, at_most=1000).views_per_s
+    assert whole == pytest.approx(8 * (210 / 1.5 if in_flight else 200 / 1.1), rel=0.02)
+    assert simulate(large, 8 * 10_000, at_most=64).views_per_s == pytest.approx(whole, rel=0.03)
+
+
 def test_the_same_seed_is_the_same_outcome() -> None:
     noisy = line(teachers={"a": Pool(3, 1.0, spread=0.3, mtbf_s=50.0, restart_s=5.0)})
     one, two, other = (simulate(noisy, 8000, seed=seed) for seed in (1, 1, 2))

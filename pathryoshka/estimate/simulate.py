@@ -114,6 +114,8 @@ def coarser(line: Line, at_most: int) -> Line:
         teachers={name: fewer(pool) for name, pool in line.teachers.items()},
         student=fewer(line.student),
         in_flight=math.ceil(line.in_flight / shrink),
+        handover_s=line.handover_s / shrink,
+        release_s=line.release_s / shrink,
     )
 
 
