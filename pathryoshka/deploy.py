@@ -75,9 +75,7 @@ def probe_scores(
         protocols=("linear",), say=say,
     )  # fmt: skip
     kept = ("dataset", "width", "score", "low", "high", "num_tiles", "num_groups", "unit")
-    linear = [
-        row for row in found.scores.rows if row.protocol == "linear"
-    ]  # not what comes with it: calibration, stain
+    linear = [row for row in found.scores.rows if row.protocol == "linear"]  # calibration comes with it
     rows = [{"runtime": row.encoder, **{key: getattr(row, key) for key in kept}} for row in linear]
     for name in files:
         say(f"{name} against {PYTORCH}, linear probe by width: {drops(rows, name)}")
