@@ -42,6 +42,8 @@ def score_checkpoint(run: config.Run, ref: Ref) -> dict[str, float]:
     cfg = run.evaluate.model_copy(update=over)
     seen = (results.seen_by(run),)
     found = evaluate([contender], widths, cfg, run.storage, size=run.views.size, seen=seen, protocols=ALWAYS)
+    if not any(row.protocol == "linear" for row in found.scores.rows):
+        raise config.ConfigError("no data set of evaluate.during.tiles has classes, by which checkpoints are chosen")
     return {f"{row.dataset}/{row.protocol}/{row.width}": row.score for row in found.scores.rows}
 
 

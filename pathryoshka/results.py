@@ -236,7 +236,8 @@ def keep_evaluation(result: Evaluation, folder: str, cfg: config.Storage, maps: 
     student = next((c.encoder for c in result.scores.costs if c.kind == "student"), result.scores.costs[0].encoder)
     widths = [row.width for row in result.scores.rows if row.encoder == student]
     ends = (min(widths), max(widths))
-    panels = tuple(nearest(name, embedded, student, ends) for name, embedded in result.embedded.items())
+    classes = {d.name for d in result.scores.datasets if d.task == "classification"}  # what neighbours may share
+    panels = tuple(nearest(name, tiles, student, ends) for name, tiles in result.embedded.items() if name in classes)
     details = details_of(result.sheets, result.embedded, panels, maps)
     write_profiles(folder, result.sheets, cfg)
     write_predictions(folder, result.sheets, result.embedded, cfg)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from scipy.sparse import csr_matrix
 
+from pathryoshka.benchmarks.plism import SCANNERS, STAINS
 from pathryoshka.tiles.phantom import LABELS, phantom_tile
 
 CRC = Path(__file__).parent / "data" / "crc7k"
@@ -165,3 +168,65 @@ def pathorob(root: Path) -> None:
                      "biological_class": ("normal", "tumor")[i % 2], "medical_center": ("RUMC", "UMCU")[i // 4],
                      "subset": "camelyon"})  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows), root / "train-00000-of-00001.parquet", row_group_size=3)
+
+
+GENES = ("ACTB", "ESR1", "MKI67")
+
+
+def hest(root: Path) -> None:
+    """Two tasks: one whose counts are sparse, one of dense ones; spots without a tile, genes that nobody asks for."""
+    for task, names in (("IDC", ("NCBI783", "NCBI785", "TENX95", "TENX99")), ("PRAD", ("MEND139", "MEND140"))):
+        for s, sample in enumerate(names):
+            hest_sample(root / task, sample, 8, 100 * s + (task == "PRAD"), sparse=task == "IDC")
+        (root / task / "var_50genes.json").write_text(json.dumps({"genes": list(GENES)}))
+        halves = (names[::2], names[1::2])
+        for k in (0, 1):
+            for side, chosen in (("train", halves[1 - k]), ("test", halves[k])):
+                rows = [(name, f"patches/{name}.h5", f"adata/{name}.h5ad") for name in chosen]
+                table(root / task / "splits" / f"{side}_{k}.csv", ("sample_id", "patches_path", "expr_path"), rows)
+
+
+def hest_sample(folder: Path, sample: str, num: int, seed: int, sparse: bool) -> None:
+    """`num` tiles whose counts follow how dark, red and blue they are, in another order than the spots."""
+    tiles = np.stack([pixels(seed + i, 224) for i in range(num)])
+    barcodes = [f"{i:03d}x{seed}" for i in range(num)]
+    (folder / "patches").mkdir(parents=True, exist_ok=True)
+    with h5py.File(folder / "patches" / f"{sample}.h5", "w") as file:
+        file["img"] = tiles
+        file["barcode"] = np.array([[name.encode()] for name in barcodes], "S16")
+        file["coords"] = np.arange(2 * num).reshape(num, 2)
+    spots, genes = [*barcodes[::-1], "without-a-tile"], ("GAPDH", *GENES[::-1])
+    counts = np.zeros((num + 1, 4), np.float32)
+    counts[:-1, 1:] = np.round((255 - tiles[::-1].reshape(num, -1, 3).mean(1)) / 4)
+    (folder / "adata").mkdir(parents=True, exist_ok=True)
+    with h5py.File(folder / "adata" / f"{sample}.h5ad", "w") as file:
+        file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        for axis, names in (("obs", spots), ("var", genes)):
+            group = file.create_group(axis)
+            group.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"})
+            group.attrs["column-order"] = np.array([], dtype=h5py.string_dtype())
+            group.create_dataset("_index", data=list(names), dtype=h5py.string_dtype())
+        if not sparse:
+            file["X"] = counts
+            file["X"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+            return
+        rows = csr_matrix(counts)
+        x = file.create_group("X")
+        x.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": counts.shape})
+        for name in ("data", "indices", "indptr"):
+            x[name] = getattr(rows, name)
+
+
+def plism(
+    root: Path, stains: Sequence[str] = STAINS, scanners: Sequence[str] = SCANNERS, side: int = 2, size: int = 32
+) -> dict[str, int]:
+    """side x side places 16 tiles apart, so each a block of its own, in the colours of each stain and scanner."""
+    root.mkdir(parents=True, exist_ok=True)
+    for a, stain in enumerate(stains):
+        for b, scanner in enumerate(scanners):
+            cast = 1 - 0.05 * np.array([a % 4, a % 3, b % 3]) - 0.02 * (b % 2)
+            with h5py.File(root / f"{stain}_{scanner}_to_GMH_S60.tif.h5", "w") as file:
+                for place in range(side * side):
+                    name = f"tile_16_{16 * (place // side)}_{16 * (place % side)}"
+                    file[name] = (pixels(place, size) * cast).astype(np.uint8)
+    return {"all": len(stains) * len(scanners) * side * side}

@@ -28,10 +28,10 @@ CFG = config.Storage()
 TREES: dict[str, Callable[[Path], dict[str, int] | None]] = {
     name: getattr(trees, name)
     for name in ("bach", "bracs", "breakhis", "crc", "gleason", "mhist", "patch_camelyon", "unitopatho",
-                 "camelyon17_wilds", "tcga_uniform", "pathorob")
+                 "camelyon17_wilds", "tcga_uniform", "pathorob", "plism", "hest")
 }  # fmt: skip
 UNITS = {"bach": 12, "bracs": 28, "breakhis": 16, "gleason": 16, "mhist": 12, "patch_camelyon": 8, "unitopatho": 12,
-         "camelyon17_wilds": 20, "tcga_uniform": 6, "pathorob": 4}  # fmt: skip
+         "camelyon17_wilds": 20, "tcga_uniform": 6, "pathorob": 4, "plism": 4, "hest": 6}  # fmt: skip
 
 
 def planted(name: str, root: Path) -> tuple[Benchmark, list[Sample]]:
@@ -47,13 +47,9 @@ def test_ten_are_for_classification_and_all_say_where_they_are_from() -> None:
     assert len(ten) == 10 and len({row.name for row in ROWS}) == len(ROWS) == 14
     for row in ROWS:
         assert row.source and row.citation and row.licence and row.get
-        assert row.form or row.urls or row.layout or row.remarks
-    unread = [row.name for row in ROWS if row.layout is None]
-    assert unread == ["plism", "hest"]
+        assert row.layout
     with pytest.raises(BenchmarkError, match="did you mean patch_camelyon"):
         benchmark("patch_cameleon")
-    with pytest.raises(BenchmarkError, match="plism has no reader yet"):
-        samples_of(benchmark("plism"), ".", CFG)
 
 
 @pytest.mark.parametrize("name", list(TREES))
@@ -90,9 +86,13 @@ def test_who_is_who_is_read_off_the_files(tmp_path: Path) -> None:
     assert (s.label, s.patient, s.slide) == ("Thymoma", "TCGA-1B-A16J", "TCGA-1B-A16J-01Z-00-DX1.ABC")
     s = one("pathorob", "p5")
     assert (s.label, s.patient, s.site) == ("tumor", "s2", "UMCU")
+    s = one("plism", "HRH_GT450/tile_16_16_0")
+    assert (s.label, s.patient, s.slide, s.site) == ("HRH", "block_1_0", "HRH_GT450", "GT450")
+    s = one("hest", "PRAD/MEND140/003x101")
+    assert (s.label, s.patient, s.split) == ("PRAD", "MEND140", None)
 
 
-@pytest.mark.parametrize("name", ["bach", "crc", "mhist", "patch_camelyon", "camelyon17_wilds", "pathorob"])
+@pytest.mark.parametrize("name", ["bach", "crc", "mhist", "patch_camelyon", "camelyon17_wilds", "pathorob", "plism"])
 def test_as_tiles_they_keep_labels_splits_units_and_pixels(name: str, tmp_path: Path) -> None:
     row, samples = planted(name, tmp_path / "in")
     convert(row, str(tmp_path / "in"), str(tmp_path / "a"), CFG)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathryoshka import config
 from pathryoshka.benchmarks.layouts import BenchmarkError, Sample
 from pathryoshka.benchmarks.row import Benchmark
+from pathryoshka.tiles.places import place_of
 from pathryoshka.tiles.views import TileError, decode
 
 SPLITS = ("train", "val", "test")
@@ -29,10 +30,8 @@ def samples_of(row: Benchmark, root: str, cfg: config.Storage) -> Iterator[Sampl
     """The images of a benchmark, lazily.
 
     Raises:
-        BenchmarkError: no reader for it, or nothing where it should lie.
+        BenchmarkError: nothing where it should lie.
     """
-    if row.layout is None:
-        raise BenchmarkError(f"{row.name} has no reader yet: {row.remarks}")
     return row.layout.samples(root, cfg)
 
 
@@ -48,11 +47,14 @@ def check(row: Benchmark, root: str, cfg: config.Storage, *, everything: bool = 
     counts: dict[str, Counter[str]] = {}
     splits: dict[str, set[str]] = {}
     unreadable: list[str] = []
+    places: dict[str, set[str]] = {}
     for sample in samples_of(row, root, cfg):
         split = sample.split or "all"
         found = counts.setdefault(split, Counter())
         found[sample.label] += 1
         splits.setdefault(sample.patient, set()).add(split)
+        if row.task == "pairs":
+            places.setdefault(sample.slide, set()).add(place_of(sample.path))
         if everything or found[sample.label] <= LOOKED_AT:
             try:
                 decode(sample.read())
@@ -60,7 +62,7 @@ def check(row: Benchmark, root: str, cfg: config.Storage, *, everything: bool = 
                 unreadable.append(f"{sample.path}: {str(error).splitlines()[0]}")
     if not counts:
         raise BenchmarkError(f"{root} holds no image of {row.name}; it must lie like this: {row.get}")
-    problems = [*wrong_counts(row, counts), *wrong_classes(row, counts)]
+    problems = [*wrong_counts(row, counts), *wrong_classes(row, counts), *wrong_places(places)]
     shared = sorted(unit for unit, there in splits.items() if len(there) > 1)
     if shared:
         where = " and ".join(sorted(splits[shared[0]]))
@@ -89,3 +91,11 @@ def wrong_classes(row: Benchmark, counts: dict[str, Counter[str]]) -> Iterator[s
             yield f"split {split} has no image of class {', '.join(missing)}"
         if unknown:
             yield f"split {split} has classes that {row.name} has not: {', '.join(unknown)}"
+
+
+def wrong_places(places: dict[str, set[str]]) -> Iterator[str]:
+    """Of slides that should all show the same places."""
+    everywhere = set().union(*places.values())
+    for slide, there in sorted(places.items()):
+        if lost := sorted(everywhere - there):
+            yield f"slide {slide} lacks {len(lost):,} places that others have, e.g. {lost[0]}; fetch it again"

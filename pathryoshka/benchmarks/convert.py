@@ -11,6 +11,8 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +20,13 @@ from PIL import Image
 
 from pathryoshka import config, storage
 from pathryoshka.benchmarks.check import samples_of
+from pathryoshka.benchmarks.hest import ByHest
 from pathryoshka.benchmarks.layouts import BenchmarkError, Sample
 from pathryoshka.benchmarks.row import Benchmark
 from pathryoshka.tiles.importing import READERS
 from pathryoshka.tiles.importing import row as shard_row
+from pathryoshka.tiles.measured import MEASURED, Measured, to_bytes
+from pathryoshka.tiles.places import place_of
 from pathryoshka.tiles.shards import MANIFEST, SCHEMA, Manifest, read_manifest, write_manifest, write_shard
 from pathryoshka.tiles.sources import Tile, dealt
 from pathryoshka.tiles.stats import TileStats
@@ -38,13 +43,14 @@ def convert(row: Benchmark, root: str, to: str, cfg: config.Storage, *, seed: in
         BenchmarkError: an image that cannot be read, nothing to read, or another data set at `to`.
     """
     to = storage.absolute(to)
-    samples = sorted(samples_of(row, root, cfg), key=lambda s: (s.split or "", dealt(seed, s.path)))
+    samples = sorted(samples_of(row, root, cfg), key=partial(order, row, seed))
     if not samples:
         raise BenchmarkError(f"{root} holds no image of {row.name}; it must lie like this: {row.get}")
     listing = json.dumps([[s.path, s.label, s.split, s.patient, s.slide, s.site] for s in samples])
     made_by = {
         "kind": "benchmark",
         "benchmark": row.name,
+        "task": row.task,
         "classes": list(row.classes),
         "unit": row.unit,
         "metric": row.metric,
@@ -54,13 +60,34 @@ def convert(row: Benchmark, root: str, to: str, cfg: config.Storage, *, seed: in
         "seed": seed,
         "shorter_side": SIDE,
     }
+    measured = b""
+    if isinstance(row.layout, ByHest):
+        measured = to_bytes(named(row, row.layout.measured(root, cfg)))
+        made_by["measured_digest"] = hashlib.sha256(measured).hexdigest()
     if storage.exists(storage.join(to, MANIFEST), cfg):
         there = read_manifest(to, cfg)
         if there.made_by != made_by:
             raise BenchmarkError(f"{to} is another data set already; give this one a place of its own")
         return there
     entries = [write(row, chunk, to, number, cfg) for number, chunk in enumerate(chunks(samples))]
+    if measured:
+        storage.write_bytes(storage.join(to, MEASURED), measured, cfg)
     return write_manifest(to, entries, made_by, cfg)
+
+
+def order(row: Benchmark, seed: int, sample: Sample) -> tuple[str, bytes, str]:
+    """Shuffled inside a split; of pairs, the slides of a place stay together, as they are scored together."""
+    key = place_of(sample.path) if row.task == "pairs" else sample.path
+    return sample.split or "", dealt(seed, key), sample.path
+
+
+def named(row: Benchmark, measured: Measured) -> Measured:
+    """The same under the ids of our tiles."""
+    return replace(measured, tile_ids=tuple(tile_id_of(row, path) for path in measured.tile_ids))
+
+
+def tile_id_of(row: Benchmark, path: str) -> str:
+    return f"{row.name}/{path}"
 
 
 def chunks(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
@@ -78,8 +105,15 @@ def write(row: Benchmark, samples: Sequence[Sample], to: str, number: int, cfg: 
     with ThreadPoolExecutor(READERS) as pool:
         for sample, (data, pixels, scale) in zip(samples, pool.map(lambda s: smaller(row, s), samples), strict=True):
             mpp = None if row.mpp is None else row.mpp * scale
-            tile_id = f"{row.name}/{sample.path}"
-            facts = (tile_id, sample.slide, sample.patient, sample.site, sample.label, mpp, sample.split)
+            facts = (
+                tile_id_of(row, sample.path),
+                sample.slide,
+                sample.patient,
+                sample.site,
+                sample.label,
+                mpp,
+                sample.split,
+            )
             rows.append(shard_row(Tile("", len(data), *facts), pixels, data, False))
             stats.append(TileStats.of([pixels]))
     table = pa.Table.from_pylist(rows, schema=SCHEMA)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -169,10 +170,11 @@ class ByHdf5:
         return [row["wsi"] for row in rows]
 
 
-def png_of(file: str, index: int) -> bytes:
+def png_of(file: str, index: int | None, name: str = "x") -> bytes:
+    """One image of the array `name` of an HDF5 file; all of it where there is no index."""
     h5py = needed("h5py")
     with h5py.File(file, "r") as x:
-        pixels = np.asarray(x["x"][index])
+        pixels = np.asarray(x[name][... if index is None else index])
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "PNG")
     return sink.getvalue()
@@ -226,7 +228,10 @@ class ByParquet:
         )
 
 
-Layout = ByPath | ByTable | ByHdf5 | ByParquet
+class Layout(Protocol):
+    """A way to lie on disk."""
+
+    def samples(self, root: str, cfg: config.Storage) -> Iterator[Sample]: ...
 
 
 def needed(module: str):  # type: ignore[no-untyped-def]

@@ -8,7 +8,9 @@ from typing import Literal
 
 from pathryoshka.benchmarks.layouts import Layout
 
-Task = Literal["classification", "regression", "robustness"]
+Task = Literal["classification", "regression", "pairs", "robustness"]
+"""`regression`: numbers measured at each tile; `pairs`: the same tissue on several slides; `robustness`: classes in
+several hospitals."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Benchmark:
     Attributes:
         classes: in their order. counts: images of each split, `all` where it has none of its own.
         unit: what no two parts of a fold may share. mpp: micrometres a pixel as published; size: pixels.
-        layout: how it is read; None: its facts are known, a reader is not written.
+        layout: how it is read.
         form: whether a form or an account stands before the download. urls: files that can be fetched without.
         get: how to get it and where what must lie, in words.
     """
@@ -36,7 +38,7 @@ class Benchmark:
     source: str
     citation: str
     get: str
-    layout: Layout | None = None
+    layout: Layout
     form: bool = False
     urls: tuple[str, ...] = ()
     remarks: str = ""

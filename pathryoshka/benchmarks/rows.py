@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import difflib
 
+from pathryoshka.benchmarks.hest import ByHest
 from pathryoshka.benchmarks.layouts import BenchmarkError, ByHdf5, ByParquet, ByPath, ByTable
+from pathryoshka.benchmarks.plism import STAINS, ByPlism
 from pathryoshka.benchmarks.row import Benchmark
 
 BALANCED = "balanced accuracy"
@@ -132,16 +134,22 @@ ROWS: tuple[Benchmark, ...] = (
         remarks="column names are those of its code's metadata; the files themselves could not be seen here",
     ),
     Benchmark(
-        "plism", "PLISM, pairs of scanners and stains", "robustness", (), None, "tile", "224 x 224", 0.5,
-        "median cosine and top-10 retrieval across scanners and stains", "CC-BY-4.0",
-        "https://huggingface.co/datasets/owkin/plism-dataset-tiles", "Filiot et al. 2025, arXiv 2501.16239",
-        "hub snapshot", remarks="no reader yet; the score is `evaluate.protocols.robustness`",
+        "plism", "PLISM, the same tissue in 13 stains and 7 scanners", "pairs", STAINS, {"all": 1_481_298}, "block",
+        "224 x 224", 0.5, "PLISM score: mean of the median cosine and of top-10 across scanners, stains, both",
+        "CC-BY-4.0", "https://huggingface.co/datasets/owkin/plism-dataset",
+        "Filiot et al. 2025, arXiv 2501.16239; Ochi et al. 2024, Scientific Data 11",
+        "hub snapshot of owkin/plism-dataset, 225 GB: 91 files <stain>_<scanner>_to_GMH_S60.tif.h5 in one folder",
+        ByPlism(),
+        remarks="no labels; a block is 16 x 16 neighbouring tiles of the tissue; evaluate.max_tiles takes some places",
     ),
     Benchmark(
-        "hest", "HEST, gene expression", "regression", (), None, "patient", "224 x 224", 0.5,
-        "Pearson correlation, mean of 50 genes", "CC-BY-NC-SA-4.0", "https://github.com/mahmoodlab/HEST",
-        "Jaume et al. 2024, NeurIPS", "hub snapshot of MahmoodLab/hest-bench", form=True,
-        remarks="no reader yet; the score is `evaluate.protocols.ridge`",
+        "hest", "HEST-bench, gene expression in ten tissues", "regression", (), None, "sample", "224 x 224", 0.5,
+        "Pearson correlation, mean of 50 genes", "CC-BY-NC-SA-4.0",
+        "https://huggingface.co/datasets/MahmoodLab/hest-bench", "Jaume et al. 2024, NeurIPS",
+        "hub snapshot: <task>/{patches/*.h5, adata/*.h5ad, splits/{train,test}_k.csv, var_50genes.json}", ByHest(),
+        form=True,
+        remarks="each task is a data set: check takes the whole snapshot, convert one task; folds are by patient, "
+        "but no file says whose a sample is: intervals are over samples",
     ),
 )  # fmt: skip
 

@@ -10,18 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pathryoshka import config
-from pathryoshka.evaluate import scoring
+from pathryoshka.evaluate import rulers, scoring
 from pathryoshka.evaluate.contenders import Contender
-from pathryoshka.evaluate.datasets import alike_apart, describe, is_phantom, remarks_on, short_names, without_seen
+from pathryoshka.evaluate.datasets import short_names, without_seen
 from pathryoshka.evaluate.embed import Embedded, EmbedError, embed_tiles
-from pathryoshka.evaluate.folds import Fold, make_folds
 from pathryoshka.evaluate.pca import pca_of
+from pathryoshka.evaluate.rulers import Ruler
 from pathryoshka.evaluate.scores import NESTED, PCA, TEACHERS_MEAN, Cost, DataSet, Difference, Kind, Row, Scores
 from pathryoshka.evaluate.scoring import PROTOCOLS, Found
-from pathryoshka.evaluate.slides import Bags, as_slides, missing, slide_labels, with_pooled
+from pathryoshka.evaluate.slides import slide_labels, with_pooled
 from pathryoshka.evaluate.statistics import Estimate, interval, paired
 from pathryoshka.evaluate.tally import Profile, mean
 from pathryoshka.export.seen import Seen
+from pathryoshka.tiles.places import place_of
 
 Key = tuple[str, str, int]
 """(protocol, encoder, width)"""
@@ -92,31 +93,30 @@ def evaluate(
     kept: dict[str, Embedded] = {}
     sheets: dict[str, Sheet] = {}
     for name, uri in zip(names, cfg.tiles, strict=True):
+        task = rulers.task_of(uri, storage)
         embedded = embed_tiles(
             {c.name: c.encode for c in contenders}, uri, storage, splits=cfg.splits, size=size,
             max_tiles=cfg.max_tiles, batch=batch, keys={c.name: c.key for c in contenders}, keep=keep,
             count=[c.name for c in contenders if c.gflop is None], at_once=max(1, cfg.replicas),
             slides={slide: label for slide, (label, _) in labelled.items()} if labelled else None,
+            together=place_of if task == "pairs" else None,
         )  # fmt: skip
         was_seen = False
         for one in seen:
             embedded, found, remarks = without_seen(name, embedded, one, cfg.allow_seen)
             was_seen |= found
             notes += remarks
-        bags = None
-        if labelled:
-            notes += missing(labelled, embedded.slides.tolist(), str(cfg.slides))
-            embedded, bags = as_slides(embedded, labelled)
-        folds = make_folds(embedded.labels, embedded.patients, cfg.folds, splits=embedded.splits)
-        facts = describe(name, embedded, folds, is_phantom(uri, storage), was_seen, "slide" if bags else "tile")
-        notes += [*remarks_on(facts, cfg), *alike_apart(name, embedded, folds)]
-        sheets[name] = score(contenders, widths, embedded, folds, facts, families, bags)
+        embedded, ruler, facts, remarks = rulers.ruler_of(
+            name, uri, task, embedded, was_seen, families, labelled, cfg, storage
+        )
+        notes += remarks
+        sheets[name] = score(contenders, widths, embedded, ruler, facts)
         reach = max((width for other, width in sheets[name].found if other == PCA), default=0)
         if widths and reach < widths[-1] and any(c.kind == "teacher" for c in contenders):
             notes.append(
                 f"PCA of the teachers ends at width {reach} on {name}: its training tiles span no further one."
             )
-        kept[name] = embedded if bags is None else with_pooled(embedded, bags)
+        kept[name] = embedded if ruler.bags is None else with_pooled(embedded, ruler.bags)
         say(
             f"scored {name}: {facts.num_scored} {facts.thing}s of {facts.num_groups} {facts.unit}s, "
             f"{len(sheets[name].found)} encoders and widths"
@@ -144,36 +144,28 @@ def evaluate(
 
 
 def score(
-    contenders: Sequence[Contender],
-    widths: Sequence[int],
-    embedded: Embedded,
-    folds: Sequence[Fold],
-    facts: DataSet,
-    protocols: Sequence[str],
-    bags: Bags | None = None,
+    contenders: Sequence[Contender], widths: Sequence[int], embedded: Embedded, ruler: Ruler, facts: DataSet
 ) -> Sheet:
-    """Every contender at every width it is cut to, by every protocol; of slides where `bags` says whose tiles are."""
-    task = scoring.make_task(embedded.labels, embedded.patients, folds, embedded.restained_rows)
-    sheet = Sheet(facts, tuple(task.group_names[g] for g in task.scored_groups))
+    """Every contender at every width it is cut to."""
+    sheet = Sheet(facts, ruler.groups)
     for contender in contenders:
         x_ND = embedded.vectors[contender.name]
         sheet.kinds[contender.name] = contender.kind
         asked = (contender.widths or widths) if contender.kind in NESTED else (x_ND.shape[1],)
         if x_ND.shape[1] < asked[-1]:
             raise EmbedError(f"{contender.name} gives {x_ND.shape[1]} numbers, so it has no width {asked[-1]}")
+        restained = embedded.restained.get(contender.name)
         for width in asked:
-            cut, anew = scoring.cut(x_ND, width), scoring.cut(embedded.restained[contender.name], width)
-            rows, tiles = (cut, None) if bags is None else (scoring.normalise(bags.pooled(cut)), (cut, bags.numbers))
-            sheet.found[contender.name, width] = scoring.score(task, rows, protocols, restained=anew, tiles=tiles)
+            anew = None if restained is None else scoring.cut(restained, width)
+            sheet.found[contender.name, width] = ruler.score(scoring.cut(x_ND, width), anew)
     teachers = [embedded.vectors[c.name] for c in contenders if c.kind == "teacher"]
-    if teachers and bags is not None:
-        teachers = [bags.pooled(scoring.normalise(x_ND)) for x_ND in teachers]
+    if teachers and ruler.bags is not None:
+        teachers = [ruler.bags.pooled(scoring.normalise(x_ND)) for x_ND in teachers]
     if teachers:
         sheet.kinds[PCA] = "pca"
-        parts = [pca_of(teachers, fold.fit, widths[-1]) for fold in folds]
+        parts = [pca_of(teachers, rows, widths[-1]) for rows in ruler.learned]
         for width in (w for w in widths if all(part.shape[1] >= w for part in parts)):
-            rotated = [scoring.cut(part, width) for part in parts]
-            sheet.found[PCA, width] = scoring.score_folds(task, rotated, protocols)
+            sheet.found[PCA, width] = ruler.score_folds([scoring.cut(part, width) for part in parts])
     return sheet
 
 

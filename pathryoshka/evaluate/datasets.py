@@ -10,7 +10,7 @@ import numpy as np
 from pathryoshka import config
 from pathryoshka.evaluate.embed import Embedded
 from pathryoshka.evaluate.folds import Fold
-from pathryoshka.evaluate.scores import DataSet
+from pathryoshka.evaluate.scores import DataSet, Task
 from pathryoshka.export.seen import Seen, SeenError
 from pathryoshka.tiles.shards import read_manifest
 
@@ -45,11 +45,19 @@ def without_seen(name: str, embedded: Embedded, seen: Seen, allow: bool) -> tupl
 
 
 def describe(
-    name: str, embedded: Embedded, folds: Sequence[Fold], phantom: bool, seen: bool, thing: str = "tile"
+    name: str,
+    embedded: Embedded,
+    folds: Sequence[Fold],
+    phantom: bool,
+    seen: bool,
+    thing: str = "tile",
+    task: Task = "classification",
 ) -> DataSet:
     num_groups = len(set(embedded.patients))
     unit = "patient"
-    if num_groups == len(embedded):
+    if task == "pairs":
+        unit = "block"
+    elif num_groups == len(embedded):
         unit = thing
     elif (embedded.patients == embedded.slides).all():
         unit = "slide"
@@ -61,11 +69,12 @@ def describe(
         num_tiles=len(embedded),
         num_groups=num_groups,
         num_folds=len(folds),
-        num_scored=sum(len(fold.test) for fold in folds),
+        num_scored=len(set(np.concatenate([fold.test for fold in folds]))) if folds else len(embedded),
         num_unlabelled=embedded.num_unlabelled,
         num_failed=len(embedded.failures),
         phantom=phantom,
         seen=seen,
+        task=task,
     )
 
 
@@ -78,7 +87,7 @@ def remarks_on(facts: DataSet, cfg: config.Evaluate) -> list[str]:
         notes.append(f"{facts.name} has only {facts.num_groups} {facts.unit}s; its intervals are rough.")
     if facts.unit == facts.thing and facts.num_tiles < 200:
         notes.append(f"{facts.name} has only {facts.num_tiles} {facts.thing}s; differences of some points are noise.")
-    if 1 < facts.num_folds < cfg.folds:
+    if facts.task == "classification" and 1 < facts.num_folds < cfg.folds:
         notes.append(f"{facts.name} has {facts.num_folds} folds, as its rarest class has no more {facts.unit}s.")
     if facts.num_failed:
         notes.append(f"{facts.num_failed} tiles of {facts.name} could not be decoded and were left out.")

@@ -8,7 +8,7 @@ from html import escape
 from pathryoshka.evaluate.details import Confusion, Details, Worst
 from pathryoshka.evaluate.pictures import short
 from pathryoshka.evaluate.scores import PCA, TEACHERS_MEAN, DataSet, Difference, Row, Scores
-from pathryoshka.evaluate.scoring import ALWAYS, PROTOCOLS
+from pathryoshka.evaluate.scoring import ALWAYS, DRAWN, PROTOCOLS
 from pathryoshka.evaluate.statistics import Estimate, over_benchmarks
 from pathryoshka.evaluate.tables import points, with_interval
 from pathryoshka.page import table
@@ -27,19 +27,20 @@ def over_data_sets(scores: Scores) -> list[str]:
     more: list[tuple[str, list[str]]] = []
     for protocol in dict.fromkeys(d.protocol for d in scores.differences if d.protocol not in NOT_A_SCORE):
         mine = [d for d in scores.differences if (d.protocol, d.encoder, d.width) == (protocol, student, full)]
+        num_sets = len({r.dataset for r in scores.rows if r.protocol == protocol})
         for other in (TEACHERS_MEAN, PCA, *scores.names("start"), *scores.names("random")):
             some = [d for d in mine if d.other == other]
-            if len(some) == len(scores.datasets):
+            if len(some) > 1 and len(some) == num_sets:
                 found = over_benchmarks([estimate(d) for d in some])
                 sign = 1 if PROTOCOLS[protocol].higher_is_better else -1
                 spans = [span(found.mean, sign), span(found.median, sign)]
                 (first if protocol in ALWAYS else more).append(
-                    ("", [escape(PROTOCOLS[protocol].title), escape(other), *spans])
+                    ("", [escape(PROTOCOLS[protocol].title), escape(other), *spans, str(num_sets)])
                 )
     if not first:
         return []
-    head = ["protocol", "all numbers against", "mean, points", "median, points"]
-    caption = f"Over {len(scores.datasets)} data sets; 95 % intervals over their units, for these data sets."
+    head = ["protocol", "all numbers against", "mean, points", "median, points", "data sets"]
+    caption = "Over the data sets that have the score; 95 % intervals over their units, for these data sets."
     others = f"<details><summary>The other protocols</summary>{table(head, more)}</details>" if more else ""
     return ["<h2>Over all data sets</h2>", table(head, first, caption), others]
 
@@ -59,7 +60,7 @@ def span(found: Estimate, sign: int) -> str:
 def protocols_table(scores: Scores, dataset: DataSet) -> str:
     """Every protocol but the two that are drawn: encoders at their largest width, and students at their smallest."""
     rows = [r for r in scores.rows if r.dataset == dataset.name]
-    protocols = [p for p in dict.fromkeys(r.protocol for r in rows) if p not in ALWAYS]
+    protocols = [p for p in dict.fromkeys(r.protocol for r in rows) if p not in DRAWN[dataset.task]]
     if not protocols:
         return ""
     shown: dict[tuple[str, int], dict[str, Row]] = {}

@@ -101,6 +101,7 @@ def embed_tiles(
     count: Sequence[str] = (),
     slides: Mapping[str, str] | None = None,
     at_once: int = 1,
+    together: Callable[[str], str] | None = None,
 ) -> Embedded:
     """Embeds the identity views of the labelled tiles of `splits`.
 
@@ -113,6 +114,7 @@ def embed_tiles(
             and looked for. count: encoders whose GFLOP are to be counted.
         at_once: batches that each encoder may have in hand: as many as it has replicas.
         slides: label of each slide, for data whose tiles have none: then every tile of these slides is taken.
+        together: tile id -> key; tiles of one key are taken all or none, and none is stained anew.
 
     Raises:
         ShardError: no data set, no such split.
@@ -123,7 +125,7 @@ def embed_tiles(
         raise EmbedError(f"{uri} has no tile of the {len(slides)} labelled slides; do their names agree?")
     if not ids:
         raise EmbedError(f"no tile of {uri} has a label; import the tiles in folders named by class or with a CSV")
-    chosen = choose_tiles(list(ids), max_tiles)
+    chosen = choose_tiles(list(ids), max_tiles) if together is None else choose_together(ids, max_tiles, together)
     failures: dict[str, str] = {}
     places = {name: place(keep, key, uri) for name, key in (keys or {}).items() if keep and key}
     kept = {name: read_kept(places[name], storage) if name in places else Kept() for name in encoders}
@@ -135,7 +137,7 @@ def embed_tiles(
         reason = next(iter(failures.values()))
         raise EmbedError(f"none of the {len(chosen)} labelled tiles of {uri} can be read, e.g. {reason}")
     tested = {tile_id for tile_id, split in ids.items() if split == "test"} or set(ids)
-    few = choose_tiles([tile_id for tile_id in chosen if tile_id in tested], NUM_RESTAINED)
+    few = choose_tiles([i for i in chosen if i in tested], NUM_RESTAINED if together is None else 0)
     anew, restained = through(
         encoders, kept, batches(uri, storage, splits, few, size, batch, {}, stained_anew), "stain"
     )
@@ -198,6 +200,15 @@ def through(
             collect(at_once - 1)
         collect(0)
     return rows, {name: np.concatenate(parts) for name, parts in vectors.items() if parts}
+
+
+def choose_together(ids: Iterable[str], at_most: int, key: Callable[[str], str]) -> frozenset[str]:
+    """The tiles of as many keys as hold `at_most` of them, by the order of the keys' hashes; of one key at least."""
+    by_key: dict[str, list[str]] = {}
+    for tile_id in ids:
+        by_key.setdefault(key(tile_id), []).append(tile_id)
+    each = max(map(len, by_key.values()))
+    return frozenset(i for k in choose_tiles(list(by_key), max(1, at_most // each)) for i in by_key[k])
 
 
 def stained_anew(tile_id: str, view: np.ndarray) -> np.ndarray:

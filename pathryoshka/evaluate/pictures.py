@@ -22,6 +22,7 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from pathryoshka.evaluate.scores import DataSet, Row, Scores
+from pathryoshka.evaluate.scoring import DRAWN, PROTOCOLS, UNITS
 from pathryoshka.page import COLOURS
 
 MARKERS = ("D", "s", "^", "v", "P")
@@ -33,7 +34,6 @@ NESTED = {
 }
 BAND = "95 % interval"
 HALO = [Stroke(linewidth=3, foreground=COLOURS["paper"][0]), Normal()]
-PROBE_NAMES = {"linear": "linear probe", "knn": "nearest neighbours"}
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 10.5,
@@ -49,10 +49,11 @@ def light(name: str) -> str:
 
 
 def score_figure(scores: Scores, dataset: DataSet, *, narrow: bool = False, alone: bool = False) -> Figure:
-    """Balanced accuracy against width on one data set, an axes a probe; `alone`: linear probe only, with a headline."""
-    chosen = ("linear",) if alone else tuple(PROBE_NAMES)
+    """Scores against width on one data set, an axes a protocol; `alone`: the first one only, with a headline."""
+    chosen = drawn(scores, dataset)[: 1 if alone else None]
     rows = [r for r in scores.rows if r.dataset == dataset.name and r.protocol in chosen]
-    low, high = min([dataset.chance, *(r.low for r in rows)]), max(r.high for r in rows)
+    chance = [] if dataset.chance is None else [dataset.chance]
+    low, high = min([*chance, *(r.low for r in rows)]), max(r.high for r in rows)
     with mpl.rc_context(STYLE):
         shape = (len(chosen), 1) if narrow else (1, len(chosen))
         size = (4.1, 3.4 * len(chosen) + 0.6) if narrow else ((9.4, 4.3) if len(chosen) > 1 else (8.0, 4.5))
@@ -60,11 +61,11 @@ def score_figure(scores: Scores, dataset: DataSet, *, narrow: bool = False, alon
         axes = figure.subplots(*shape, squeeze=False, sharey=not narrow).ravel()
         across = figure.get_figwidth() * 72 / shape[1] - 95  # before the layout is known
         for ax, probe in zip(axes, chosen, strict=True):
-            ax.set_ylim(max(0, low - 0.04), min(1.005, high + 0.05))
+            ax.set_ylim(max(0, low - 0.04) if low >= 0 else low - 0.04, min(1.005, high + 0.05))
             draw_scores(
                 ax, [r for r in rows if r.protocol == probe], dataset, line_height(figure, shape[0], ax), across
             )
-            ax.set_title(PROBE_NAMES[probe], loc="left", color=light("ink"), fontsize=11.5, fontweight="bold")
+            ax.set_title(PROTOCOLS[probe].title, loc="left", color=light("ink"), fontsize=11.5, fontweight="bold")
         if alone:
             note = " (PHANTOM tissue, drawn by a program)" if dataset.phantom else ""
             title = (
@@ -72,7 +73,7 @@ def score_figure(scores: Scores, dataset: DataSet, *, narrow: bool = False, alon
             )
             axes[0].set_title(title, loc="left", color=light("ink"), fontsize=11)
         for ax in axes if narrow else axes[:1]:
-            ax.set_ylabel(f"balanced accuracy, unseen {dataset.unit}s", color=light("faint"))
+            ax.set_ylabel(f"{UNITS[dataset.task]}, unseen {dataset.unit}s", color=light("faint"))
         handles = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
         band = handles.pop(BAND, None)
         shown: Any = [
@@ -83,6 +84,12 @@ def score_figure(scores: Scores, dataset: DataSet, *, narrow: bool = False, alon
             labelcolor=light("ink"), handlelength=2.6, columnspacing=1.4,
         )  # fmt: skip
     return figure
+
+
+def drawn(scores: Scores, dataset: DataSet) -> tuple[str, ...]:
+    """What is drawn of a data set: of the scores for its task, those that are there."""
+    there = {row.protocol for row in scores.rows if row.dataset == dataset.name}
+    return tuple(protocol for protocol in DRAWN[dataset.task] if protocol in there)
 
 
 def line_height(figure: Figure, num_rows: int, ax: Axes) -> float:
@@ -98,9 +105,10 @@ def draw_scores(ax: Axes, rows: Sequence[Row], dataset: DataSet, gap: float, axi
     widths = sorted({r.width for r in rows if r.kind not in ("teacher", "other")} or {r.width for r in rows})
     left, right = widths[0] / 1.18, max(r.width for r in rows) * 1.3
     apart = (right / left) ** (34 / axis_width)  # 34 points hold four digits
-    ax.axhline(dataset.chance, color=light("faint"), linewidth=0.9, dashes=(2, 3))
-    ax.annotate("chance", (math.sqrt(widths[-1] * right), dataset.chance), (0, 3), textcoords="offset points",
-                fontsize=9, color=light("faint"), ha="center")  # fmt: skip
+    if dataset.chance is not None:
+        ax.axhline(dataset.chance, color=light("faint"), linewidth=0.9, dashes=(2, 3))
+        ax.annotate("chance", (math.sqrt(widths[-1] * right), dataset.chance), (0, 3), textcoords="offset points",
+                    fontsize=9, color=light("faint"), ha="center")  # fmt: skip
     for i, (kind, (label, dash, marker, thick)) in enumerate(NESTED.items()):
         for name in dict.fromkeys(r.encoder for r in rows if r.kind == kind):
             line = sorted((r for r in rows if r.encoder == name), key=lambda r: r.width)
@@ -264,4 +272,4 @@ def describe_scores(scores: Scores, dataset: DataSet, probe: str) -> str:
     for name in dict.fromkeys(r.encoder for r in chosen):
         rows = sorted((r for r in chosen if r.encoder == name), key=lambda r: r.width)
         parts.append(f"{name}: " + ", ".join(f"{short(r.score)} at {r.width}" for r in rows))
-    return f"Balanced accuracy of a {PROBE_NAMES[probe]} on {dataset.name} against width. " + "; ".join(parts) + "."
+    return f"{PROTOCOLS[probe].title.capitalize()} on {dataset.name} against width. " + "; ".join(parts) + "."

@@ -17,9 +17,10 @@ from pathryoshka import config, storage
 from pathryoshka.evaluate.deeper import confusion_part, over_data_sets, protocols_table, token_part, worst_part
 from pathryoshka.evaluate.details import Details
 from pathryoshka.evaluate.neighbours import Panel, Picture, Query
-from pathryoshka.evaluate.pictures import loss_figure, score_figure, short, thousands, to_png, to_svg
+from pathryoshka.evaluate.pictures import drawn, loss_figure, score_figure, short, thousands, to_png, to_svg
 from pathryoshka.evaluate.scatter import describe_prices, price_figure
 from pathryoshka.evaluate.scores import DataSet, Row, Scores
+from pathryoshka.evaluate.scoring import PROTOCOLS, UNITS
 from pathryoshka.evaluate.tables import cost_table, data_set_part, plural, points
 from pathryoshka.page import drawing, page, table
 
@@ -90,15 +91,17 @@ def mean_score(rows: Sequence[Row]) -> float:
 
 
 def key_rows(scores: Scores) -> tuple[DataSet, Row, Row, list[Row]]:
-    """First data set; the student at full width and at the width nearest to an eighth of it; the teachers. Linear."""
+    """First data set; the student at full width and at the width nearest to an eighth of it; the teachers: by the score
+    that counts there."""
     dataset = scores.datasets[0]
     student = scores.names("student")[0]
-    full = scores.row(dataset.name, "linear", student)
+    protocol = drawn(scores, dataset)[0]
+    full = scores.row(dataset.name, protocol, student)
     assert full is not None
     eighth = min(scores.widths, key=lambda width: abs(width / full.width - 1 / 8))
-    small = scores.row(dataset.name, "linear", student, eighth)
+    small = scores.row(dataset.name, protocol, student, eighth)
     assert small is not None
-    teachers = [scores.row(dataset.name, "linear", name) for name in scores.names("teacher")]
+    teachers = [scores.row(dataset.name, protocol, name) for name in scores.names("teacher")]
     return dataset, full, small, [row for row in teachers if row]
 
 
@@ -114,10 +117,11 @@ def headline(scores: Scores) -> str:
         text += f", where its {plural(len(others), 'teacher')} have {span([c.num_params for c in others])} each,"
     seen = "seen and unseen" if dataset.seen else "unseen"
     interval = f"[{short(full.low)}&ndash;{short(full.high)}]"
-    text += f" scores <b>{short(full.score)}</b> {interval} on {seen} {dataset.unit}s of {escape(dataset.name)}"
+    what = "" if dataset.task == "classification" else f" ({escape(PROTOCOLS[full.protocol].title)})"
+    text += f" scores <b>{short(full.score)}</b> {interval}{what} on {seen} {dataset.unit}s of {escape(dataset.name)}"
     if teachers:
         text += f"; the teachers reach {short(mean_score(teachers))} on average"
-    text += f", guessing {short(dataset.chance)}."
+    text += "." if dataset.chance is None else f", guessing {short(dataset.chance)}."
     if small.width < full.width:
         text += f" The first {small.width} of its {full.width} numbers alone reach <b>{short(small.score)}</b>."
     return text
@@ -146,7 +150,7 @@ def cards(scores: Scores) -> str:
     if cost.gflop is not None:
         flops = [c.gflop for c in others if c.gflop is not None]
         shown.append(("GFLOP a tile", f"{cost.gflop:.3g}", share(flops, cost.gflop)))
-    against = f"chance is {short(dataset.chance)}"
+    against = UNITS[dataset.task] if dataset.chance is None else f"chance is {short(dataset.chance)}"
     if teachers:
         against = f"{full.score / mean_score(teachers):.0%} of the teachers' mean"
     shown.append((f"score, all {full.width} numbers", short(full.score), against))

@@ -13,12 +13,13 @@ PROTOCOL = "linear"
 
 
 def mean_scores(scores: Scores) -> dict[tuple[str, int], float]:
-    """(encoder, width) -> mean over data sets by linear probe, for what was scored on all of them."""
+    """(encoder, width) -> mean over data sets with classes by linear probe, for what was scored on all of them."""
+    num_sets = sum(d.task == "classification" for d in scores.datasets)
     found: dict[tuple[str, int], list[float]] = {}
     for row in scores.rows:
         if row.protocol == PROTOCOL:
             found.setdefault((row.encoder, row.width), []).append(row.score)
-    return {key: sum(v) / len(v) for key, v in found.items() if len(v) == len(scores.datasets)}
+    return {key: sum(v) / len(v) for key, v in found.items() if len(v) == num_sets}
 
 
 def priced(scores: Scores) -> list[Cost]:

@@ -9,6 +9,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Kind = Literal["student", "start", "random", "teacher", "pca", "other"]
+Task = Literal["classification", "regression", "pairs"]
+"""What a data set is: classes, numbers measured at each tile, the same tissue on several slides."""
 NESTED: tuple[Kind, ...] = ("student", "start", "random")
 """Kinds whose embedding is cut to each width; `other` encoders, like teachers, are scored whole."""
 PCA = "PCA of teachers"
@@ -62,7 +64,8 @@ class DataSet(Frozen):
     `labels`: of these in each class; `num_tiles` counts them.
 
     `num_folds`: of the cross-validation; 1 where the data set's own split was used. `num_scored`: tiles that are in a
-    test part, all of them in cross-validation.
+    test part, all of them in cross-validation. `task`: how it is scored; `labels` are stains of `pairs` and the name
+    of a `regression`.
     """
 
     name: str
@@ -77,10 +80,12 @@ class DataSet(Frozen):
     thing: str = "tile"
     phantom: bool = False
     seen: bool = False
+    task: Task = "classification"
 
     @property
-    def chance(self) -> float:
-        return 1 / len(self.labels)
+    def chance(self) -> float | None:
+        """What guessing scores; None where nobody can guess."""
+        return 1 / len(self.labels) if self.task == "classification" else None
 
 
 class Cost(Frozen):

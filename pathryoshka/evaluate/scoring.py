@@ -38,6 +38,7 @@ class Protocol:
 ALWAYS = ("linear", "knn")
 """Families that every evaluation has: figures and their tables are drawn from them."""
 BALANCED = "balanced accuracy"
+SHARE_FOUND = "share of tiles whose twin is among the ten nearest, median over pairs of slides"
 PROTOCOLS: dict[str, Protocol] = {
     "linear": Protocol("linear probe", f"{BALANCED} of a logistic regression, its penalty chosen on validation"),
     "knn": Protocol("nearest neighbours", f"{BALANCED} of a vote by cosine, the number of voters chosen on validation"),
@@ -56,8 +57,29 @@ PROTOCOLS: dict[str, Protocol] = {
     "attention": Protocol("attention", f"{BALANCED} of slides by gated attention over their tiles"),
     "stain/found": Protocol("stained anew", "share of tiles that a search with the same tile in other stains finds"),
     "stain/cosine": Protocol("stain cosine", "mean cosine of a tile and itself in other stains", share=False),
+    "expression": Protocol(
+        "gene expression", "Pearson's correlation of a ridge, mean over genes and folds", share=False
+    ),
+    "pairs/score": Protocol("PLISM score", "mean of the median cosine and of the three top-10 shares", share=False),
+    "pairs/cosine": Protocol("cosine of pairs", "median over pairs of slides of the same tissue's cosine", share=False),
+    **{
+        f"pairs/{kind}": Protocol(f"top 10 across {what}", f"{SHARE_FOUND} that differ in {differ}")
+        for kind, what, differ in (
+            ("scanner", "scanners", "scanner alone"),
+            ("stain", "stains", "stain alone"),
+            ("both", "both", "scanner and stain"),
+        )
+    },
 }
 """By the name that rows carry."""
+DRAWN: dict[str, tuple[str, ...]] = {
+    "classification": ALWAYS,
+    "regression": ("expression",),
+    "pairs": ("pairs/score", "pairs/cosine"),
+}
+"""Task of a data set -> the scores that its figure and its tables by width are of; the first is the one that counts."""
+UNITS = {"classification": BALANCED, "regression": "Pearson correlation", "pairs": "PLISM score, cosine"}
+"""What the first of them is measured in."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from pathryoshka.evaluate.pictures import PROBE_NAMES, describe_scores, score_figure, short, thousands, to_svg
+from pathryoshka.evaluate.pictures import describe_scores, drawn, score_figure, short, thousands, to_svg
 from pathryoshka.evaluate.scores import PCA, TEACHERS_MEAN, Cost, DataSet, Row, Scores
+from pathryoshka.evaluate.scoring import DRAWN, PROTOCOLS, UNITS
 from pathryoshka.page import drawing, table
 
 
@@ -26,23 +27,34 @@ def data_set_part(scores: Scores, dataset: DataSet) -> str:
     units = (
         "each a unit of its own" if dataset.unit == dataset.thing else f"of {plural(dataset.num_groups, dataset.unit)}"
     )
-    how = f"{dataset.num_folds}-fold cross-validation split by {dataset.unit}"
-    if dataset.num_folds == 1:
-        how = f"the data set's own split, {dataset.num_scored:,} {dataset.thing}s scored"
     caption = (
-        f"Balanced accuracy, {how}; band and bars: 95 % "
+        f"{UNITS[dataset.task].capitalize()}, {how_scored(dataset)}; band and bars: 95 % "
         f"interval over {dataset.unit}s. Horizontal lines: teachers, with all their numbers."
     )
     name = "".join(c if c.isalnum() else "-" for c in dataset.name)
+    protocols = drawn(scores, dataset)
     wide, narrow = (to_svg(score_figure(scores, dataset, narrow=n), f"{name}-{int(n)}") for n in (False, True))
-    says = " ".join(describe_scores(scores, dataset, probe) for probe in PROBE_NAMES)
-    linear, knn = (score_table(scores, dataset, probe) for probe in PROBE_NAMES)
+    says = " ".join(describe_scores(scores, dataset, protocol) for protocol in protocols)
+    first, *more = (score_table(scores, dataset, protocol) for protocol in protocols)
+    folded = "".join(
+        f"<details><summary>The same by {PROTOCOLS[protocol].title}</summary>{other}</details>"
+        for protocol, other in zip(protocols[1:], more, strict=True)
+    )
     return (
         f"<h3>{escape(dataset.name)}{tags}</h3>\n"
         f'<p class="faint">{plural(dataset.num_tiles, dataset.thing)} {units}: {classes}</p>\n'
-        f"{drawing(wide, narrow, caption, says)}\n{linear}\n{difference_table(scores, dataset)}\n"
-        f"<details><summary>The same by nearest neighbours</summary>{knn}</details>"
+        f"{drawing(wide, narrow, caption, says)}\n{first}\n{difference_table(scores, dataset)}\n{folded}"
     )
+
+
+def how_scored(dataset: DataSet) -> str:
+    if dataset.task == "pairs":
+        return "every pair of slides; nothing is learned"
+    if dataset.task == "regression":
+        return f"the data set's own {plural(dataset.num_folds, 'fold')}, {dataset.num_scored:,} tiles scored"
+    if dataset.num_folds == 1:
+        return f"the data set's own split, {dataset.num_scored:,} {dataset.thing}s scored"
+    return f"{dataset.num_folds}-fold cross-validation split by {dataset.unit}"
 
 
 def score_table(scores: Scores, dataset: DataSet, probe: str) -> str:
@@ -54,7 +66,7 @@ def score_table(scores: Scores, dataset: DataSet, probe: str) -> str:
         mine = {r.width: r for r in rows if r.encoder == name}
         cells = [with_interval(mine[w]) if w in mine else "" for w in widths]
         body.append((kind, [f"{swatch(scores, name, kind)}{escape(name)}", *cells]))
-    return table([PROBE_NAMES[probe], *map(str, widths)], body)
+    return table([PROTOCOLS[probe].title, *map(str, widths)], body)
 
 
 def order_of_kind(row: Row) -> int:
@@ -68,7 +80,7 @@ def swatch(scores: Scores, name: str, kind: str) -> str:
 
 
 def difference_table(scores: Scores, dataset: DataSet) -> str:
-    """Paired differences by linear probe: full width against others, and the smallest width against the full one."""
+    """Paired differences of the score that counts: full width against others, the smallest width against the full."""
     if not scores.widths:
         return ""
     full, smallest = scores.widths[-1], scores.widths[0]
@@ -76,7 +88,7 @@ def difference_table(scores: Scores, dataset: DataSet) -> str:
     rows = []
     for d in scores.differences:
         asked = (d.width == full and d.other in against) or (d.width == smallest and d.other == d.encoder)
-        if d.dataset != dataset.name or d.protocol != "linear" or not asked:
+        if d.dataset != dataset.name or d.protocol != DRAWN[dataset.task][0] or not asked:
             continue
         css = "better" if d.low > 0 else "worse" if d.high < 0 else ""
         who = f"against {escape(d.other)}" if d.width == full else f"first {d.width} against all"

@@ -17,6 +17,7 @@ from pathryoshka.evaluate.compare import compare, score, table
 from pathryoshka.evaluate.contenders import Contender
 from pathryoshka.evaluate.embed import Embedded
 from pathryoshka.evaluate.folds import make_folds
+from pathryoshka.evaluate.rulers import by_class
 from pathryoshka.evaluate.scores import DataSet
 from pathryoshka.evaluate.scoring import ALWAYS
 from tests.bench.common import finish
@@ -57,7 +58,8 @@ def main() -> None:
     )  # fmt: skip
     started = time.perf_counter()
     folds = make_folds(tiles.labels, tiles.patients)
-    sheet = score(contenders, WIDTHS, tiles, folds, facts, (*ALWAYS, *config.Evaluate().protocols))
+    ruler = by_class(tiles, folds, (*ALWAYS, *config.Evaluate().protocols))
+    sheet = score(contenders, WIDTHS, tiles, ruler, facts)
     rows, differences = table(sheet), compare(sheet)
     minutes = (time.perf_counter() - started) / 60
     print(f"{len(rows)} scores and {len(differences)} differences in {60 * minutes:.0f} s")

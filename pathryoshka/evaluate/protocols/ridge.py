@@ -39,7 +39,7 @@ class Expression:
 
 
 def gene_expression(
-    x_ND: np.ndarray,
+    x_ND: np.ndarray | Sequence[np.ndarray],
     genes_NG: np.ndarray,
     groups: np.ndarray,
     folds: Sequence[Fold],
@@ -48,7 +48,7 @@ def gene_expression(
     """Ridge regression of every gene from components of the rows.
 
     Args:
-        x_ND: rows as they are stored.
+        x_ND: rows as they are stored; or such rows of each fold, where a transform was fitted on what it learns from.
         genes_NG: expression, log1p of normalised counts in HEST.
         groups: [N] codes of patients.
         folds: by patient; a ridge has nothing to choose, so it is fitted on `fit`.
@@ -58,12 +58,14 @@ def gene_expression(
     """
     if genes_NG.ndim != 2:
         raise ProtocolError(f"expression has {genes_NG.ndim} axes; give [tiles, genes]")
-    check(x_ND, genes_NG[:, 0], groups, folds)
+    by_fold = [x_ND] * len(folds) if isinstance(x_ND, np.ndarray) else x_ND
+    for rows_ND in by_fold[:1] if isinstance(x_ND, np.ndarray) else by_fold:
+        check(rows_ND, genes_NG[:, 0], groups, folds)
     check_finite(genes_NG, "rows of expression")
     predicted = np.full(genes_NG.shape, np.nan)
     sums = np.zeros((size(groups), len(folds), genes_NG.shape[1], 6))
-    for number, fold in enumerate(folds):
-        predicted[fold.test] = regress(x_ND[fold.fit], genes_NG[fold.fit], x_ND[fold.test], num_components)
+    for number, (fold, rows_ND) in enumerate(zip(folds, by_fold, strict=True)):
+        predicted[fold.test] = regress(rows_ND[fold.fit], genes_NG[fold.fit], rows_ND[fold.test], num_components)
         # shifted by their means: no digits are lost in differences of large sums
         p, t = (y[fold.test] - y[fold.test].mean(0) for y in (predicted, np.asarray(genes_NG, np.float64)))
         stats = np.stack([np.ones_like(p), p, t, p * p, t * t, p * t], axis=-1)
