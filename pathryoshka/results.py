@@ -30,7 +30,7 @@ from pathryoshka.evaluate.embed import Encode, batches
 from pathryoshka.evaluate.neighbours import choose_queries, nearest
 from pathryoshka.evaluate.record import write_predictions, write_profiles
 from pathryoshka.evaluate.report import Story, write_report
-from pathryoshka.evaluate.scores import Scores, as_csv
+from pathryoshka.evaluate.scores import Scores, as_csv, differences_as_csv
 from pathryoshka.evaluate.token_map import TokenMap, token_maps
 from pathryoshka.export.seen import Seen, collect_seen, merge, seen_from_bytes, seen_to_bytes
 from pathryoshka.export.verify import verify
@@ -243,6 +243,7 @@ def keep_evaluation(result: Evaluation, folder: str, cfg: config.Storage, maps: 
     write_predictions(folder, result.sheets, result.embedded, cfg)
     storage.write_json(storage.join(folder, "details.json"), details.model_dump(mode="json"), cfg)
     storage.write_bytes(storage.join(folder, "scores.csv"), as_csv(result.scores).encode(), cfg)
+    storage.write_bytes(storage.join(folder, "differences.csv"), differences_as_csv(result.scores).encode(), cfg)
     storage.write_json(storage.join(folder, "scores.json"), result.scores.model_dump(mode="json"), cfg)
     return details
 

@@ -67,7 +67,7 @@ def scores_of(*datasets: DataSet, notes: tuple[str, ...] = ()) -> Scores:
                 differences.append(
                     Difference.model_validate(
                         {**pair, "other_width": other_width, "value": value, "low": value - 0.02, "high": value + 0.02}
-                        | {"error": 0.01, "freedom": 24}
+                        | {"error": 0.01, "freedom": 24, "p": 0.0421}
                     )
                 )
     costs = [("student", "student", 192, 2_790_000, 0.36), ("lite0", "teacher", 1280, 3_370_000, 0.26),
@@ -200,7 +200,7 @@ def test_the_tables_have_every_score_and_cost(html: str) -> None:
     text = Page(html).text
     for row in story().scores.rows:
         assert f"{short(row.score)} [{short(row.low)}–{short(row.high)}]" in text
-    assert "all 192 numbers, paired points against mean of teachers −4.0 [−6.0 to −2.0] worse" in text
+    assert "all 192 numbers, paired points swap p against mean of teachers −4.0 [−6.0 to −2.0] worse .042" in text
     assert "against start +23.0 [+21.0 to +25.0] better" in text
     assert "against PCA of teachers +1.0 [−1.0 to +3.0] unclear" in text
     assert "first 24 against all −3.0 [−5.0 to −1.0] worse" in text and "−50.0" not in text

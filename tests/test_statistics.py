@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
-from pathryoshka.evaluate.statistics import Estimate, interval, jackknife, noise, over_benchmarks, paired, swap_test
+from pathryoshka.evaluate.statistics import Estimate, interval, jackknife, noise, over_benchmarks, paired
 from pathryoshka.evaluate.tally import Tally, balanced_mean_of, combine, difference, mean_of
 from tests.bench.bench_coverage import coverage
 
@@ -89,33 +88,6 @@ def test_a_share_stays_a_share() -> None:
 def test_one_group_says_nothing_of_others() -> None:
     found = interval(mean_of(np.ones(5), np.zeros(5, int), 1).profile)
     assert found.value == 1 and math.isnan(found.low) and math.isnan(found.error)
-
-
-@pytest.mark.parametrize("num_groups", [6, 40])
-def test_swapping_groups_is_a_permutation_test(num_groups: int) -> None:
-    labels, a, b, groups = hits(240, num_groups)
-    one, other = balanced(labels, a, groups), balanced(labels, b, groups)
-    p = swap_test(one, other)
-    if num_groups == 6:
-        observed, more = abs(one.value - other.value), 0
-        for swap in itertools.product([False, True], repeat=6):
-            mask = np.array(swap)[groups]
-            x, y = np.where(mask, b, a), np.where(mask, a, b)
-            more += abs(balanced_accuracy_score(labels, x) - balanced_accuracy_score(labels, y)) >= observed - 1e-12
-        assert p == more / 64
-    else:
-        assert p < 0.01
-    assert swap_test(one, one) == 1
-
-
-def test_with_tiles_as_groups_it_is_mcnemars_test() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.random(300) < 0.8, rng.random(300) < 0.72
-    groups = np.arange(300)
-    won, lost = int((a & ~b).sum()), int((b & ~a).sum())
-    exact = stats.binomtest(min(won, lost), won + lost).pvalue
-    p = swap_test(mean_of(a.astype(float), groups, 300), mean_of(b.astype(float), groups, 300))
-    assert p == pytest.approx(exact, abs=0.015)
 
 
 def test_mean_and_median_over_benchmarks() -> None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pathryoshka.evaluate.record import Kept, Place, RecordError
-from pathryoshka.evaluate.statistics import Estimate, Summary, noise, over_benchmarks, paired, with_seeds
-from pathryoshka.evaluate.tally import Profile, mean
+from pathryoshka.evaluate.statistics import Estimate, Summary, interval, noise, over_benchmarks, with_seeds
+from pathryoshka.evaluate.swaps import chance, swap_test
+from pathryoshka.evaluate.tally import Profile, difference, mean
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Contrast:
         a, b: means over seeds. difference: of them, interval over groups and seeds.
         spread: standard deviation over the seeds of each; NaN for one seed.
         noise: difference that seeds alone explain in 95 of 100 cases, by the larger of the two spreads.
+        p: of the swap test over groups, of the means over seeds; it knows nothing of other seeds.
     """
 
     dataset: str
@@ -61,6 +63,7 @@ class Contrast:
     difference: Estimate
     spread: tuple[float, float]
     noise: float
+    p: float
 
     @property
     def clear(self) -> bool:
@@ -98,7 +101,8 @@ def between(a: Side, place: Place, b: Side, there: Place) -> Contrast:
                 f"{a.name} and {b.name} were scored on other groups of {place[0]}; evaluate both on the same tiles"
             )
     mine, theirs = a.scores(place), b.scores(there)
-    found = with_seeds(paired(a.profile(place), b.profile(there)), (mine, theirs))
+    both = difference(a.profile(place), b.profile(there))
+    found = with_seeds(interval(both), (mine, theirs))
     spread = tuple(float(np.std(s, ddof=1)) if len(s) > 1 else math.nan for s in (mine, theirs))
     noises = [n for n in (noise(mine), noise(theirs)) if math.isfinite(n)]
     return Contrast(
@@ -110,6 +114,7 @@ def between(a: Side, place: Place, b: Side, there: Place) -> Contrast:
         difference=found,
         spread=(spread[0], spread[1]),
         noise=max(noises, default=math.nan),
+        p=swap_test(both),
     )
 
 
@@ -127,7 +132,7 @@ def lines(a: Side, b: Side, contrasts: Sequence[Contrast]) -> list[str]:
         seeds = f", seeds alone {100 * c.noise:.1f}" if math.isfinite(c.noise) else ""
         out.append(
             f"{c.dataset:<18} {c.protocol:<16} {c.widths[0]:>5}  {100 * c.a:5.1f} {100 * c.b:5.1f}  "
-            f"{100 * d.value:+5.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}] {said}{seeds}"
+            f"{100 * d.value:+5.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}] {said}, swap p {chance(c.p)}{seeds}"
         )
     for protocol, width in dict.fromkeys((c.protocol, c.widths[0]) for c in contrasts):
         some = [c for c in contrasts if (c.protocol, c.widths[0]) == (protocol, width)]

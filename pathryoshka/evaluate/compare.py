@@ -19,8 +19,9 @@ from pathryoshka.evaluate.rulers import Ruler
 from pathryoshka.evaluate.scores import NESTED, PCA, TEACHERS_MEAN, Cost, DataSet, Difference, Kind, Row, Scores
 from pathryoshka.evaluate.scoring import PROTOCOLS, Found
 from pathryoshka.evaluate.slides import slide_labels, with_pooled
-from pathryoshka.evaluate.statistics import Estimate, interval, paired
-from pathryoshka.evaluate.tally import Profile, mean
+from pathryoshka.evaluate.statistics import Estimate, interval
+from pathryoshka.evaluate.swaps import swap_tests
+from pathryoshka.evaluate.tally import Profile, difference, mean
 from pathryoshka.export.seen import Seen
 from pathryoshka.tiles.places import place_of
 
@@ -186,7 +187,20 @@ def table(sheet: Sheet) -> list[Row]:
 
 def compare(sheet: Sheet) -> list[Difference]:
     """Each width of the student against teachers, start, random and PCA (of that width), and its own full width."""
-    out = []
+    found = [(place, other, difference(own, theirs)) for place, own, other, theirs in pairs_of(sheet)]
+    chances = swap_tests([both for _, _, both in found])
+    return [
+        difference_of(sheet.facts.name, place, other, interval(both), p)
+        for (place, other, both), p in zip(found, chances, strict=True)
+    ]
+
+
+Pair = tuple[Key, Profile, tuple[str, int], Profile]
+"""(protocol, student, width), its score, (other, width), that one's score"""
+
+
+def pairs_of(sheet: Sheet) -> list[Pair]:
+    out: list[Pair] = []
     profiles, kinds = sheet.profiles, sheet.kinds
     for protocol in dict.fromkeys(p for p, _, _ in profiles):
         mine = {(name, width): p for (which, name, width), p in profiles.items() if which == protocol}
@@ -207,17 +221,12 @@ def compare(sheet: Sheet) -> list[Difference]:
             full = max(w for n, w in mine if n == name)
             if width < full:
                 against.append((name, full, mine[name, full]))
-            out += [
-                difference_of(sheet.facts.name, protocol, (name, width), (other, w), paired(own, theirs))
-                for other, w, theirs in against
-            ]
+            out += [((protocol, name, width), own, (other, w), theirs) for other, w, theirs in against]
     return out
 
 
-def difference_of(
-    dataset: str, protocol: str, one: tuple[str, int], other: tuple[str, int], found: Estimate
-) -> Difference:
+def difference_of(dataset: str, place: Key, other: tuple[str, int], found: Estimate, p: float) -> Difference:
     return Difference(
-        dataset=dataset, protocol=protocol, encoder=one[0], width=one[1], other=other[0], other_width=other[1],
-        value=found.value, low=found.low, high=found.high, error=found.error, freedom=found.freedom,
+        dataset=dataset, protocol=place[0], encoder=place[1], width=place[2], other=other[0], other_width=other[1],
+        value=found.value, low=found.low, high=found.high, error=found.error, freedom=found.freedom, p=p,
     )  # fmt: skip

@@ -44,7 +44,10 @@ class Row(Frozen):
 
 
 class Difference(Frozen):
-    """`encoder` at `width` minus `other` at `other_width` (0: no one width), paired by group."""
+    """`encoder` at `width` minus `other` at `other_width` (0: no one width), paired by group.
+
+    `p`: of the swap test over groups (`swaps.py`); no correction for how many differences are looked at.
+    """
 
     dataset: str
     protocol: str
@@ -57,6 +60,7 @@ class Difference(Frozen):
     high: float
     error: float
     freedom: float
+    p: float
 
 
 class DataSet(Frozen):
@@ -125,4 +129,13 @@ def as_csv(scores: Scores) -> str:
     writer = csv.DictWriter(sink, fieldnames=list(Row.model_fields), lineterminator="\n")
     writer.writeheader()
     writer.writerows(row.model_dump() for row in scores.rows)
+    return sink.getvalue()
+
+
+def differences_as_csv(scores: Scores) -> str:
+    """The differences likewise."""
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, fieldnames=list(Difference.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.model_dump() for row in scores.differences)
     return sink.getvalue()

@@ -1,4 +1,4 @@
-"""How sure a score is: intervals and tests over whole groups (patients), of one score, differences, many benchmarks.
+"""How sure a score is: intervals over whole groups (patients), of one score, differences, many benchmarks.
 
 Intervals leave out one group at a time (the jackknife of Tukey; Efron and Tibshirani 1993, eq. 11.5) and use Student's
 t with as many degrees of freedom as the leave-one-out values support: n - 1 where they look normal, fewer where a few
@@ -17,12 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from pathryoshka.evaluate.tally import Profile, Tally, difference
+from pathryoshka.evaluate.tally import Profile, difference
 
 LEVEL = 0.95
-NUM_SWAPS = 9_999
-EXACT_SWAPS = 12
-"""Groups up to which all swaps are gone through."""
 NUM_DRAWS = 10_000
 FEW = 5
 """Groups of a class below which 95 % intervals hold the truth in 86 to 92 % of the simulations only."""
@@ -104,24 +101,6 @@ def with_seeds(found: Estimate, spreads: Sequence[Sequence[float]]) -> Estimate:
     freedom = total**2 / sum(variance**2 / freedom for variance, freedom in parts)
     reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(total)
     return Estimate(found.value, found.value - reach, found.value + reach, math.sqrt(total), freedom)
-
-
-def swap_test(a: Tally, b: Tally, seed: int = 0) -> float:
-    """Two-sided p of "the two are interchangeable": a group's outcomes are swapped between them (Fisher 1935).
-
-    All swaps up to `EXACT_SWAPS` groups, else `NUM_SWAPS` random ones (and the one observed). With tiles as groups and
-    accuracy as score this is McNemar's exact test, the random swaps apart.
-    """
-    n = len(a.sums)
-    if n <= EXACT_SWAPS:
-        swapped = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
-    else:
-        swapped = np.random.default_rng(seed).integers(0, 2, (NUM_SWAPS, n))
-        swapped = np.concatenate([np.zeros((1, n), swapped.dtype), swapped])
-    total = swapped @ (b.sums - a.sums)
-    differences = a.finish(a.sums.sum(0) + total) - b.finish(b.sums.sum(0) - total)
-    observed = abs(a.value - b.value)
-    return float(np.mean(np.abs(differences) >= observed - 1e-12))
 
 
 @dataclass(frozen=True)

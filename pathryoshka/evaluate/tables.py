@@ -8,7 +8,13 @@ from html import escape
 from pathryoshka.evaluate.pictures import describe_scores, drawn, score_figure, short, thousands, to_svg
 from pathryoshka.evaluate.scores import PCA, TEACHERS_MEAN, Cost, DataSet, Row, Scores
 from pathryoshka.evaluate.scoring import DRAWN, PROTOCOLS, UNITS
+from pathryoshka.evaluate.swaps import chance
 from pathryoshka.page import drawing, table
+
+SWAPS = (
+    "Better or worse where the 95 % interval leaves out 0. Swap p: how often the difference is as large when units "
+    "change sides at random; each row by itself."
+)
 
 
 def with_interval(row: Row) -> str:
@@ -93,8 +99,9 @@ def difference_table(scores: Scores, dataset: DataSet) -> str:
         css = "better" if d.low > 0 else "worse" if d.high < 0 else ""
         who = f"against {escape(d.other)}" if d.width == full else f"first {d.width} against all"
         value = f"{points(d.value)} <small>[{points(d.low)} to {points(d.high)}]</small>"
-        rows.append(("", [who, value, f'<span class="{css}">{css or "unclear"}</span>']))
-    return table([f"all {full} numbers, paired", "points", ""], rows) if rows else ""
+        verdict = f'<span class="{css}">{css or "unclear"}</span>'
+        rows.append(("", [who, value, verdict, escape(chance(d.p))]))
+    return table([f"all {full} numbers, paired", "points", "", "swap p"], rows, SWAPS) if rows else ""
 
 
 def points(value: float) -> str:
