@@ -27,6 +27,7 @@ from pathryoshka.evaluate.compare import Evaluation, evaluate
 from pathryoshka.evaluate.contenders import Contender, lazily
 from pathryoshka.evaluate.details import Details, details_of
 from pathryoshka.evaluate.embed import Encode, batches
+from pathryoshka.evaluate.model_card import model_card_section, saw_of
 from pathryoshka.evaluate.neighbours import choose_queries, nearest
 from pathryoshka.evaluate.record import write_predictions, write_profiles
 from pathryoshka.evaluate.report import Story, write_report
@@ -204,7 +205,10 @@ def evaluate_run(run: config.Run, *, seen: Seen | None = None, alone: bool = Fal
             keep=kept_in(run),
             say=say,
         )
-    keep_evaluation(result, checkpoint.uri_of(run), run.storage, token_maps_of(student, run, result))
+    maps, licences = token_maps_of(student, run, result), {n: f["licence"] for n, f in teacher_facts(run).items()}
+    saw = saw_of([seen or seen_by(run)])
+    card = model_card_section(result.scores, saw, {"student": run.export.licence, **licences})
+    keep_evaluation(result, checkpoint.uri_of(run), run.storage, card, maps)
     return result.scores
 
 
@@ -231,8 +235,14 @@ def kept_in(run: config.Run) -> str:
     return run.evaluate.keep or storage.join(run.storage.root, "_embeddings")
 
 
-def keep_evaluation(result: Evaluation, folder: str, cfg: config.Storage, maps: tuple[TokenMap, ...] = ()) -> Details:
-    """Writes all that a report, a model card or a comparison of runs needs of it; returns what is only looked at."""
+def keep_evaluation(
+    result: Evaluation, folder: str, cfg: config.Storage, card: str, maps: tuple[TokenMap, ...] = ()
+) -> Details:
+    """Writes all that a report, a model card or a comparison of runs needs of it; returns what is only looked at.
+
+    Args:
+        card: its part of a model card.
+    """
     student = next((c.encoder for c in result.scores.costs if c.kind == "student"), result.scores.costs[0].encoder)
     widths = [row.width for row in result.scores.rows if row.encoder == student]
     ends = (min(widths), max(widths))
@@ -244,6 +254,7 @@ def keep_evaluation(result: Evaluation, folder: str, cfg: config.Storage, maps: 
     storage.write_json(storage.join(folder, "details.json"), details.model_dump(mode="json"), cfg)
     storage.write_bytes(storage.join(folder, "scores.csv"), as_csv(result.scores).encode(), cfg)
     storage.write_bytes(storage.join(folder, "differences.csv"), differences_as_csv(result.scores).encode(), cfg)
+    storage.write_bytes(storage.join(folder, "model_card.md"), card.encode(), cfg)
     storage.write_json(storage.join(folder, "scores.json"), result.scores.model_dump(mode="json"), cfg)
     return details
 

@@ -15,6 +15,7 @@ from pathryoshka import config, storage
 from pathryoshka.evaluate.across import Side
 from pathryoshka.evaluate.compare import evaluate
 from pathryoshka.evaluate.contenders import Contender
+from pathryoshka.evaluate.model_card import model_card_section, saw_of
 from pathryoshka.evaluate.record import read_profiles
 from pathryoshka.evaluate.report import Story, write_report
 from pathryoshka.evaluate.scores import Scores
@@ -49,12 +50,15 @@ def score_encoders(specs: Sequence[str], run: config.Run, to: str, *, say: Say =
         student(name, embedders[name]) if name in embedders else other(name, what, run) for name, what in named.items()
     ]
     widths = sorted({w for e in embedders.values() for w in e.widths})
+    seen = [seen_of(what, run.storage) for what in exported.values()]
     result = evaluate(
         contenders, widths, run.evaluate, run.storage, size=size, say=say,
-        seen=[seen_of(what, run.storage) for what in exported.values()],
+        seen=seen,
         keep=run.evaluate.keep or storage.join(to, "_embeddings"),
     )  # fmt: skip
-    details = keep_evaluation(result, to, run.storage)
+    licences = {name: embedder.facts["licence"] for name, embedder in embedders.items()}
+    card = model_card_section(result.scores, saw_of(seen), licences)
+    details = keep_evaluation(result, to, run.storage, card)
     write_report(storage.join(to, "report.html"), Story(result.scores, details), run.storage)
     say(f"report: {storage.join(to, 'report.html')}")
     return result.scores

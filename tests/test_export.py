@@ -221,10 +221,10 @@ def test_the_card_says_licences_widths_and_how_to_load(folder: Path) -> None:
         assert text in card
     facts = json.loads((folder / "pathryoshka.json").read_text())
     facts["teachers"] = {"lite0": TEACHERS["lite0"], "mine": {}}
-    other = model_card(facts, None)
+    other = model_card(facts, None, read_seen(folder / "seen.parquet"))
     assert "restrict use" not in other and "students of mine may be passed on is not known" in other
     assert facts["teachers"]["lite0"]["terms"]["source"] == "its page"
-    assert "Not evaluated." in other
+    assert "Not evaluated. Nothing here says what this student is worth" in other and "What an encoder" not in other
 
 
 def test_the_five_lines_of_the_card_run(folder: Path) -> None:

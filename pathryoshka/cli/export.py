@@ -34,8 +34,17 @@ def formats(run: config.Run, path: str, only: str | None, data: tuple[str, ...],
 @click.option("--public", is_flag=True, help="a repository that all may see  [default: private]")
 @click.option("--permission", "permissions", multiple=True, metavar="TEACHER", help="its owner lets you pass "
               "the student on, where its licence does not say; several times")  # fmt: skip
-def publish(run: config.Run, path: str, repo: str, yes: bool, public: bool, permissions: tuple[str, ...]) -> None:
+@click.option("--evaluation", metavar="WHERE", help="what `evaluate --encoder PATH` wrote: its scores go into the card")
+def publish(
+    run: config.Run,
+    path: str,
+    repo: str,
+    yes: bool,
+    public: bool,
+    permissions: tuple[str, ...],
+    evaluation: str | None,
+) -> None:
     """Show what publishing the export at PATH would upload, and whether licences allow it; with --yes do it."""
     from pathryoshka.export.publish import publish
 
-    publish(path, repo, run, upload=yes, public=public, permissions=permissions, say=click.echo)
+    publish(path, repo, run, upload=yes, public=public, permissions=permissions, evaluation=evaluation, say=click.echo)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathryoshka import config
 from pathryoshka.evaluate import rulers, scoring
 from pathryoshka.evaluate.contenders import Contender
-from pathryoshka.evaluate.datasets import short_names, without_seen
+from pathryoshka.evaluate.datasets import licence_of, short_names, without_seen
 from pathryoshka.evaluate.embed import Embedded, EmbedError, embed_tiles
 from pathryoshka.evaluate.pca import pca_of
 from pathryoshka.evaluate.rulers import Ruler
@@ -110,6 +110,7 @@ def evaluate(
         embedded, ruler, facts, remarks = rulers.ruler_of(
             name, uri, task, embedded, was_seen, families, labelled, cfg, storage
         )
+        facts = facts.model_copy(update={"licence": licence_of(uri, storage)})
         notes += remarks
         sheets[name] = score(contenders, widths, embedded, ruler, facts)
         reach = max((width for other, width in sheets[name].found if other == PCA), default=0)
@@ -130,6 +131,7 @@ def evaluate(
             width=first.vectors[c.name].shape[1],
             num_params=c.num_params,
             gflop=c.gflop if c.gflop is not None else first.gflop[c.name],
+            key=c.key,
         )
         for c in contenders
     )

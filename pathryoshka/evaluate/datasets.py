@@ -126,6 +126,11 @@ def short_names(uris: Sequence[str]) -> tuple[str, ...]:
     raise config.ConfigError("evaluate.tiles names a data set twice")
 
 
+def licence_of(uri: str, storage: config.Storage) -> str:
+    """What its manifest says of a data set's licence; "" where it says nothing."""
+    return str(read_manifest(uri, storage).made_by.get("licence", ""))
+
+
 def is_phantom(uri: str, storage: config.Storage) -> bool:
     """Whether the manifest says that the tiles were drawn by a program."""
     return read_manifest(uri, storage).made_by.get("kind") == "phantom"

@@ -69,7 +69,7 @@ class DataSet(Frozen):
 
     `num_folds`: of the cross-validation; 1 where the data set's own split was used. `num_scored`: tiles that are in a
     test part, all of them in cross-validation. `task`: how it is scored; `labels` are stains of `pairs` and the name
-    of a `regression`.
+    of a `regression`. `licence`: of the data, where the data set records one.
     """
 
     name: str
@@ -85,6 +85,7 @@ class DataSet(Frozen):
     phantom: bool = False
     seen: bool = False
     task: Task = "classification"
+    licence: str = ""
 
     @property
     def chance(self) -> float | None:
@@ -93,13 +94,17 @@ class DataSet(Frozen):
 
 
 class Cost(Frozen):
-    """What an encoder takes: `width` numbers out, parameters without classifier, GFLOP a view (None: not countable)."""
+    """What an encoder takes: `width` numbers out, parameters without classifier, GFLOP a view (None: not countable).
+
+    `key`: digest of all that it computes from; of an exported student its model id.
+    """
 
     encoder: str
     kind: Kind
     width: int
     num_params: int
     gflop: float | None
+    key: str = ""
 
 
 class Scores(Frozen):

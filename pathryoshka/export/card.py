@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pathryoshka.evaluate.model_card import HEADING, model_card_section, saw_of
+
 if TYPE_CHECKING:
     from pathryoshka.evaluate.scores import Scores
+    from pathryoshka.export.seen import Seen
 
 USE = """## Load it
 
@@ -45,11 +48,11 @@ runs every file on the golden tiles on your machine. Smallest cosine to PyTorch 
 
 {table}
 """
-NEXT = "## What each width is worth"
+TEACHERS = "## Teachers and their licences"
 
 
-def model_card(facts: Mapping[str, Any], scores: Scores | None) -> str:
-    """README.md of an export, from its `pathryoshka.json` and its scores."""
+def model_card(facts: Mapping[str, Any], scores: Scores | None, seen: Seen) -> str:
+    """README.md of an export, from its `pathryoshka.json`, its scores and what its distillation saw."""
     widths = ", ".join(map(str, facts["widths"]))
     small = small_width(facts["widths"])
     made = facts["made_with"]
@@ -63,21 +66,21 @@ def model_card(facts: Mapping[str, Any], scores: Scores | None) -> str:
             f"embedding of {facts['width']} numbers can be cut to {widths}.\n",
             f"Model id (SHA-256 of `model.safetensors`): `{facts['model_id']}`\n",
             use,
-            score_part(scores),
+            model_card_section(scores, saw_of([seen]), licences_of(facts)),
             teacher_part(facts["teachers"]),
-            limits(facts, scores),
+            limits(facts),
         ]
     )
 
 
 def with_formats(card: str, formats: Mapping[str, Any]) -> str:
     """The card with its part on other runtimes as `formats.json` says; a part that was there is replaced."""
-    before, rest = card.split(NEXT, 1)
+    before, rest = card.split(HEADING, 1)
     before = before.split(WITHOUT.partition("\n")[0], 1)[0]
     files, widths = formats["files"], formats["widths"]
     runs = [name for name in files if name.endswith(".onnx")]
     if not runs:
-        return f"{before}{NEXT}{rest}"
+        return f"{before}{HEADING}{rest}"
     lines = ["| file | kB | " + " | ".join(map(str, widths)) + " |", "|---|---|" + "---|" * len(widths)]
     for name, one in files.items():
         cosine = {int(width): value for width, value in one["cosine"].items()}
@@ -89,7 +92,7 @@ def with_formats(card: str, formats: Mapping[str, Any]) -> str:
         file="model.onnx" if "model.onnx" in runs else runs[0], size=formats["size"], width=max(widths),
         small=small_width(widths), widths=", ".join(map(str, widths)), table="\n".join(lines),
     )  # fmt: skip
-    return f"{before}{part}\n{NEXT}{rest}"
+    return f"{before}{part}\n{HEADING}{rest}"
 
 
 def probed(scores: Sequence[Mapping[str, Any]], widths: Sequence[int]) -> list[str]:
@@ -121,37 +124,22 @@ def names(items: list[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else "no teacher"
 
 
-def score_part(scores: Scores | None) -> str:
-    """A table a data set: encoders down, widths across, linear probe."""
-    if scores is None:
-        return f"{NEXT}\n\nNot evaluated.\n"
-    parts = [f"{NEXT}\n"]
-    for dataset in scores.datasets:
-        rows = [r for r in scores.rows if r.dataset == dataset.name and r.protocol == "linear"]
-        widths = sorted({r.width for r in rows})
-        marks = [mark for mark, on in (("PHANTOM tissue, drawn by a program", dataset.phantom),
-                                       ("SEEN in distillation", dataset.seen)) if on]  # fmt: skip
-        shown = "".join(f" ({mark})" for mark in marks)
-        parts.append(
-            f"{dataset.name}{shown}: {dataset.num_tiles} tiles of {dataset.num_groups} {dataset.unit}s, "
-            f"{len(dataset.labels)} classes; balanced accuracy of a linear probe, cross-validated by {dataset.unit}, "
-            f"95 % interval over {dataset.unit}s; chance {dataset.chance:.2f}.\n"
-        )
-        parts.append("| encoder | " + " | ".join(map(str, widths)) + " |\n|---|" + "---|" * len(widths))
-        for name in dict.fromkeys(r.encoder for r in rows):
-            mine = {r.width: r for r in rows if r.encoder == name}
-            cells = [
-                f"{mine[w].score:.3f} [{mine[w].low:.2f}, {mine[w].high:.2f}]" if w in mine else "" for w in widths
-            ]
-            parts.append(f"| {name} | " + " | ".join(cells) + " |")
-        parts.append("")
-    return "\n".join(parts)
+def with_scores(card: str, section: str) -> str:
+    """The card with another part on what each width is worth."""
+    before, rest = card.split(HEADING, 1)
+    return f"{before}{section}\n{TEACHERS}{rest.split(TEACHERS, 1)[1]}"
+
+
+def licences_of(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Of the student and its teachers, by the names that a run's evaluation has for them."""
+    teachers = {name: one.get("licence", "unknown") for name, one in facts["teachers"].items()}
+    return {"student": facts["licence"], **teachers}
 
 
 def teacher_part(teachers: Mapping[str, Mapping[str, Any]]) -> str:
     """A line a teacher: what its licence lets one do, and where that is written."""
     lines = [
-        "## Teachers and their licences\n",
+        f"{TEACHERS}\n",
         "| teacher | parameters | licence | students may be passed on | commercial use | own weights may be passed on "
         "| source |",
         "|---|---|---|---|---|---|---|",
@@ -175,8 +163,7 @@ def teacher_part(teachers: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def limits(facts: Mapping[str, Any], scores: Scores | None) -> str:
-    notes = "".join(f"- {note}\n" for note in (scores.notes if scores else ()))
+def limits(facts: Mapping[str, Any]) -> str:
     return f"""## Intended use and limits
 
 A frozen encoder of H&E tiles for research: features for classifiers, search and clustering. It is no medical device,
@@ -187,4 +174,4 @@ and scored on.
 - `seen.parquet` holds keyed hashes of the slides, patients and tiles that distillation saw. Scores on those flatter it.
 - `heads.safetensors` leads from the first d numbers of the vector as timm gives it (not normalised) to raw features of
   each teacher: `<kind>_<d>_<teacher>.weight`, `.bias`; standardisers are folded in.
-{notes}"""
+"""

@@ -6,14 +6,20 @@ only files that belong to an export go.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pathryoshka import config
+from pathryoshka import config, storage
+from pathryoshka.export.card import licences_of, with_scores
 from pathryoshka.export.load import FACTS, local_folder, read_facts
+from pathryoshka.export.seen import read_seen
 from pathryoshka.export.verify import verify
 from pathryoshka.teachers.licences import LICENCES, Terms, ledger, refuse_by_policy
 from pathryoshka.teachers.row import EncoderError
@@ -40,6 +46,7 @@ def publish(
     upload: bool = False,
     public: bool = False,
     permissions: Sequence[str] = (),
+    evaluation: str | None = None,
     say: Say = print,
 ) -> str | None:
     """Says what would be uploaded and whether licences allow it; with `upload` does it and returns its address.
@@ -47,6 +54,7 @@ def publish(
     Args:
         run: its sections `licence` and `storage` count.
         permissions: teachers whose owners were asked where their licence does not say; a licence that says no holds.
+        evaluation: folder or URI of an evaluation of this student; its scores go into the card that is uploaded.
 
     Raises:
         LoadError, VerifyError, FormatsError: `path` is no export, or a damaged one.
@@ -54,7 +62,11 @@ def publish(
     """
     if not re.fullmatch(REPO, repo):
         raise PublishError(f"--repo {repo!r} is no name on the hub; write owner/name")
-    with local_folder(path, run.storage) as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(local_folder(path, run.storage))
+        if evaluation:
+            copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pathryoshka-publish-")), "export")
+            folder = evaluated(folder, copy, evaluation, run.storage)
         facts = read_facts(folder, path)
         say(str(verify(folder)))
         files = parts_of(folder)
@@ -70,6 +82,37 @@ def publish(
         where = send(folder, files, repo, public, commit_message(facts, permissions))
     say(f"published: {where}")
     return where
+
+
+def evaluated(folder: Path, copy: Path, evaluation: str, cfg: config.Storage) -> Path:
+    """A copy of the export whose card and facts have the scores of an evaluation.
+
+    Raises:
+        PublishError: no evaluation there, or one of another student.
+    """
+    from pathryoshka.evaluate.model_card import model_card_section, saw_of
+    from pathryoshka.evaluate.scores import Scores
+
+    where = storage.join(evaluation, "scores.json")
+    if not storage.exists(where, cfg):
+        raise PublishError(
+            f"there is no evaluation at {evaluation}; `pathryoshka evaluate --encoder {folder}` makes one"
+        )
+    scores = Scores.model_validate(storage.read_json(where, cfg))
+    shutil.copytree(folder, copy)
+    facts = read_facts(copy, str(folder))
+    mine = [c.encoder for c in scores.costs if c.key == facts["model_id"]]
+    if not mine:
+        raise PublishError(
+            f"the evaluation at {evaluation} is of another student than {facts['model_id'][:16]}; evaluate this export"
+        )
+    licences = {**licences_of(facts), mine[0]: facts["licence"]}
+    section = model_card_section(scores, saw_of([read_seen(copy / "seen.parquet")]), licences)
+    card = copy / "README.md"
+    card.write_text(with_scores(card.read_text(encoding="utf-8"), section), encoding="utf-8")
+    facts["scores"] = scores.model_dump(mode="json")
+    (copy / FACTS).write_text(json.dumps(facts))
+    return copy
 
 
 def parts_of(folder: Path) -> list[str]:

@@ -91,7 +91,7 @@ def write_export(
         standardize.save(dict(standardisers), folder / "standardisers.safetensors")
         (folder / "seen.parquet").write_bytes(seen_to_bytes(seen))
         facts = describe(student, heads, standardisers, run, teachers, scores, model_id)
-        (folder / "README.md").write_text(model_card(facts, scores))
+        (folder / "README.md").write_text(model_card(facts, scores, seen))
         write_tools(folder, facts)
         # The facts make the folder an export: gone before anything changes, there again when all of it is.
         storage.delete(storage.join(to, FACTS), cfg)
