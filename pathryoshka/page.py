@@ -50,9 +50,13 @@ figure { margin: 1rem 0 }
 figure svg { width: 100%; height: auto; display: block }
 figure .narrow { display: none }
 figcaption { margin-top: .4rem; max-width: 46rem }
-.scroll { overflow-x: auto; margin: .6rem 0 }
+.scroll { overflow-x: auto; margin: .6rem 0; background: linear-gradient(90deg, var(--paper) 30%, transparent) 0 / 2rem,
+  linear-gradient(270deg, var(--paper) 30%, transparent) 100% / 2rem, linear-gradient(90deg, var(--line), transparent)
+  0 / .6rem, linear-gradient(270deg, var(--line), transparent) 100% / .6rem; background-repeat: no-repeat;
+  background-attachment: local, local, scroll, scroll }
 table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; min-width: 60% }
 caption { text-align: left; padding-bottom: .3rem }
+caption span { display: block; max-width: min(46rem, calc(100vw - 2rem)) }
 th, td { padding: .38rem .8rem .38rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
 th { font-weight: 600; color: var(--faint) }
 th:first-child, td:first-child, td:has(.bar) { text-align: left; color: var(--ink) }
@@ -123,5 +127,7 @@ def table(head: list[str], rows: list[tuple[str, list[str]]], caption: str = "")
     body = "".join(
         f"<tr{f' class={css!r}' if css else ''}>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for css, row in rows
     )
-    said = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="scroll"><table>{said}<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
+    said = f"<caption><span>{escape(caption)}</span></caption>" if caption else ""
+    name = escape(head[0] or caption, quote=True)
+    inner = f"<table>{said}<thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll" role="group" tabindex="0" aria-label="{name}">{inner}</div>'

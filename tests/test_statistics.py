@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
 from pathryoshka.evaluate.statistics import Estimate, interval, jackknife, noise, over_benchmarks, paired
-from pathryoshka.evaluate.tally import Tally, balanced_mean_of, combine, difference, mean_of
+from pathryoshka.evaluate.tally import Profile, Tally, balanced_mean_of, combine, difference, mean_of
 from tests.bench.bench_coverage import coverage
 
 
@@ -83,6 +83,14 @@ def test_a_share_stays_a_share() -> None:
     assert perfect.low == pytest.approx(stats.binomtest(20, 20).proportion_ci(method="exact").low)
     nothing = interval(mean_of(np.zeros(20), groups, 20).profile, share=True)
     assert nothing.high == pytest.approx(stats.binomtest(0, 20).proportion_ci(method="exact").high)
+
+
+def test_a_correlation_stays_one_and_its_scale_is_fishers() -> None:
+    score = Profile(0.9, 0.9 - 0.02 * np.random.default_rng(0).standard_normal(12))
+    found, (_, error, freedom) = interval(score, signed=True), jackknife(score)
+    reach = stats.t.ppf(0.975, freedom) * error / (1 - 0.9**2)
+    assert (found.low, found.high) == pytest.approx(tuple(np.tanh(np.arctanh(0.9) + sign * reach) for sign in (-1, 1)))
+    assert found.value == 0.9 and found.error == pytest.approx(error) and found.high < 1 < 0.9 + reach
 
 
 def test_one_group_says_nothing_of_others() -> None:

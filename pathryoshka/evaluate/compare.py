@@ -176,7 +176,8 @@ def table(sheet: Sheet) -> list[Row]:
     facts = sheet.facts
     rows = []
     for (protocol, name, width), profile in sheet.profiles.items():
-        found = interval(profile, share=PROTOCOLS[protocol].share)
+        what = PROTOCOLS[protocol]
+        found = interval(profile, share=what.share and not what.signed, signed=what.signed)
         rows.append(
             Row(
                 dataset=facts.name, protocol=protocol, encoder=name, kind=sheet.kinds[name], width=width,

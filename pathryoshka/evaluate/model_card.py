@@ -70,7 +70,8 @@ def data_set_part(scores: Scores, dataset: DataSet) -> list[str]:
     there = [p for p in DRAWN[dataset.task] if any(r.protocol == p for r in rows)]
     parts = [f"### {dataset.name}{shown}", about(dataset)]
     for protocol in there:
-        said = f"{PROTOCOLS[protocol].title.capitalize()}: {PROTOCOLS[protocol].metric}"
+        title = PROTOCOLS[protocol].title
+        said = f"{title[0].upper()}{title[1:]}: {PROTOCOLS[protocol].metric}"
         parts += [f"{said}.", width_table([r for r in rows if r.protocol == protocol])]
     others = [p for p in dict.fromkeys(r.protocol for r in rows) if p not in there]
     if others:

@@ -56,7 +56,7 @@ def score_figure(scores: Scores, dataset: DataSet, *, narrow: bool = False, alon
     low, high = min([*chance, *(r.low for r in rows)]), max(r.high for r in rows)
     with mpl.rc_context(STYLE):
         shape = (len(chosen), 1) if narrow else (1, len(chosen))
-        size = (4.1, 3.4 * len(chosen) + 0.6) if narrow else ((9.4, 4.3) if len(chosen) > 1 else (8.0, 4.5))
+        size = (4.1, 3.4 * len(chosen) + 0.6) if narrow else ((8.0, 4.5) if alone else (9.4, 4.3))
         figure = Figure(figsize=size, layout="constrained", facecolor=light("paper"))
         axes = figure.subplots(*shape, squeeze=False, sharey=not narrow).ravel()
         across = figure.get_figwidth() * 72 / shape[1] - 95  # before the layout is known
@@ -135,7 +135,8 @@ def draw_scores(ax: Axes, rows: Sequence[Row], dataset: DataSet, gap: float, axi
     ax.set_xticks(thinned(widths, {r.width for r in teachers}, apart))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 1)))
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 1 if high - low > 0.3 else 2)))
     ax.set_xlabel("numbers kept of the embedding", color=light("faint"))
     furnish(ax)
 
@@ -228,9 +229,14 @@ def thinned(widths: Sequence[int], others: Collection[int], apart: float) -> lis
 
 
 def short(value: float, digits: int = 2) -> str:
-    """.81 for 0.81; 1 for 1."""
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("0") if text.startswith("0.") else text
+    """.81 for 0.81; 1 for 1; a true minus for -0.2."""
+    text = f"{abs(value):.{digits}f}"
+    sign = "\N{MINUS SIGN}" if value < 0 and float(text) else ""
+    return sign + (text.removeprefix("0") if text.startswith("0.") else text)
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def thousands(value: float) -> str:
@@ -272,4 +278,4 @@ def describe_scores(scores: Scores, dataset: DataSet, probe: str) -> str:
     for name in dict.fromkeys(r.encoder for r in chosen):
         rows = sorted((r for r in chosen if r.encoder == name), key=lambda r: r.width)
         parts.append(f"{name}: " + ", ".join(f"{short(r.score)} at {r.width}" for r in rows))
-    return f"{PROTOCOLS[probe].title.capitalize()} on {dataset.name} against width. " + "; ".join(parts) + "."
+    return f"{capital(PROTOCOLS[probe].title)} on {dataset.name} against width. " + "; ".join(parts) + "."

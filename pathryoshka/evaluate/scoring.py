@@ -27,12 +27,13 @@ from pathryoshka.evaluate.tally import Profile, Tally, balanced_mean_of
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a score is. `share`: it lies between 0 and 1, as its interval then does."""
+    """What a score is. `share`: it lies between 0 and 1, as its interval then does; `signed`: between -1 and 1."""
 
     title: str
     metric: str
     share: bool = True
     higher_is_better: bool = True
+    signed: bool = False
 
 
 ALWAYS = ("linear", "knn")
@@ -56,12 +57,12 @@ PROTOCOLS: dict[str, Protocol] = {
     "adam": Protocol("linear probe by Adam", f"{BALANCED} of kaiko eva's head on rows of length 1, mean of 5 seeds"),
     "attention": Protocol("attention", f"{BALANCED} of slides by gated attention over their tiles"),
     "stain/found": Protocol("stained anew", "share of tiles that a search with the same tile in other stains finds"),
-    "stain/cosine": Protocol("stain cosine", "mean cosine of a tile and itself in other stains", share=False),
+    "stain/cosine": Protocol("stain cosine", "mean cosine of a tile and itself in other stains", signed=True),
     "expression": Protocol(
-        "gene expression", "Pearson's correlation of a ridge, mean over genes and folds", share=False
+        "gene expression", "Pearson's correlation of a ridge, mean over genes and folds", signed=True
     ),
-    "pairs/score": Protocol("PLISM score", "mean of the median cosine and of the three top-10 shares", share=False),
-    "pairs/cosine": Protocol("cosine of pairs", "median over pairs of slides of the same tissue's cosine", share=False),
+    "pairs/score": Protocol("PLISM score", "mean of the median cosine and of the three top-10 shares", signed=True),
+    "pairs/cosine": Protocol("cosine of pairs", "median over pairs of slides of the same tissue's cosine", signed=True),
     **{
         f"pairs/{kind}": Protocol(f"top 10 across {what}", f"{SHARE_FOUND} that differ in {differ}")
         for kind, what, differ in (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from pathryoshka.evaluate.pictures import describe_scores, drawn, score_figure, short, thousands, to_svg
+from pathryoshka.evaluate.pictures import capital, describe_scores, drawn, score_figure, short, thousands, to_svg
 from pathryoshka.evaluate.scores import PCA, TEACHERS_MEAN, Cost, DataSet, Row, Scores
 from pathryoshka.evaluate.scoring import DRAWN, PROTOCOLS, UNITS
 from pathryoshka.evaluate.swaps import chance
@@ -13,7 +13,7 @@ from pathryoshka.page import drawing, table
 
 SWAPS = (
     "Better or worse where the 95 % interval leaves out 0. Swap p: how often the difference is as large when units "
-    "change sides at random; each row by itself."
+    "change sides at random; each row by itself. Few units never give a small p: five none below .06."
 )
 
 
@@ -34,7 +34,7 @@ def data_set_part(scores: Scores, dataset: DataSet) -> str:
         "each a unit of its own" if dataset.unit == dataset.thing else f"of {plural(dataset.num_groups, dataset.unit)}"
     )
     caption = (
-        f"{UNITS[dataset.task].capitalize()}, {how_scored(dataset)}; band and bars: 95 % "
+        f"{capital(UNITS[dataset.task])}, {how_scored(dataset)}; band and bars: 95 % "
         f"interval over {dataset.unit}s. Horizontal lines: teachers, with all their numbers."
     )
     name = "".join(c if c.isalnum() else "-" for c in dataset.name)

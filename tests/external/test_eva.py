@@ -38,9 +38,9 @@ pytestmark = [
 
 
 def tiles_of(name: str, root: Path) -> None:
-    """`root/<split>/<class>/*.jpg`: LC25000 by image (four quarters of each), GlaS benign or malignant by patient."""
+    """`root/<split>/<class>/*.jpg`: LC25000 by image and CRC-7K by tile (four quarters of each), GlaS by patient."""
     source = Path(str(REAL)) / "tiles" / name
-    if name == "lc25000":
+    if name in ("lc25000", "crc7k"):
         paths = sorted(source.glob("*.jp*g"))
         rank: dict[str, int] = {}
         for path in paths:
@@ -95,7 +95,7 @@ def saved(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     }
 
 
-@pytest.mark.parametrize(("name", "num_classes"), [("lc25000", 5), ("glas", 2)])
+@pytest.mark.parametrize(("name", "num_classes"), [("lc25000", 5), ("crc7k", 7), ("glas", 2)])
 def test_evas_probe_and_ours_agree_within_its_seeds(
     name: str, num_classes: int, student: Path, python: Path, tmp_path: Path
 ) -> None:
