@@ -321,7 +321,7 @@ def test_a_report_and_its_picture_are_written_where_asked(tmp_path: Path) -> Non
 
 
 def test_numbers_are_written_as_people_read_them() -> None:
-    assert [short(v) for v in (0.814, 1.0, 0.0, -0.05)] == [".81", "1.00", ".00", "-0.05"]
+    assert [short(v) for v in (0.814, 1.0, 0.0, -0.05)] == [".81", "1.00", ".00", "\N{MINUS SIGN}.05"]
     assert [thousands(v) for v in (950, 12_000, 2_790_000, 1.1e9)] == ["950", "12\u00a0k", "2.79\u00a0M", "1.1\u00a0G"]
     assert [duration(s) for s in (12, 120, 7200)] == ["12 s", "2.0 min", "2.0 h"]
     assert thinned([24, 25, 26, 48, 180, 192], {200, 1280}, 1.3) == [24, 48, 192, 1280]

@@ -138,9 +138,8 @@ def embed_tiles(
         raise EmbedError(f"none of the {len(chosen)} labelled tiles of {uri} can be read, e.g. {reason}")
     tested = {tile_id for tile_id, split in ids.items() if split == "test"} or set(ids)
     few = choose_tiles([i for i in chosen if i in tested], NUM_RESTAINED if together is None else 0)
-    anew, restained = through(
-        encoders, kept, batches(uri, storage, splits, few, size, batch, {}, stained_anew), "stain"
-    )
+    again = batches(uri, storage, splits, few, size, batch, {}, stained_anew) if few else ()
+    anew, restained = through(encoders, kept, again, "stain")
     for name, encode in encoders.items():
         one = kept[name]
         if name in count and "gflop" not in one.facts:
