@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pathryoshka import config
-from pathryoshka.export.formats import FILES, Formats, write_formats
+from pathryoshka.export.formats import write_formats
 from pathryoshka.export.load import Embedder
+from pathryoshka.export.record import FILES, Formats
 
 Say = Callable[[str], None]
 PYTORCH = "PyTorch"

@@ -19,7 +19,8 @@ from pathryoshka.evaluate.model_card import model_card_section, saw_of
 from pathryoshka.evaluate.record import read_profiles
 from pathryoshka.evaluate.report import Story, write_report
 from pathryoshka.evaluate.scores import Scores
-from pathryoshka.export.load import FACTS, Embedder, load
+from pathryoshka.export.facts import FACTS
+from pathryoshka.export.load import Embedder, load
 from pathryoshka.export.seen import Seen, read_seen
 from pathryoshka.results import device_of, digest_of, keep_evaluation
 from pathryoshka.teachers.encoder import claimed_fingerprint, load_encoder

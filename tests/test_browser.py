@@ -22,8 +22,9 @@ from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 from safetensors.numpy import load_file
 
-from pathryoshka.export.formats import FormatsError, check_formats, write_formats
+from pathryoshka.export.formats import check_formats, write_formats
 from pathryoshka.export.load import load
+from pathryoshka.export.record import FormatsError
 from pathryoshka.tiles.views import identity_view
 from tests.exports import SIZE, export
 

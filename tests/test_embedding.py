@@ -19,6 +19,7 @@ from ray import cloudpickle
 
 from pathryoshka import cli, config, load, storage
 from pathryoshka.embedding import job, stream
+from pathryoshka.embedding.actor import Embed
 from pathryoshka.embedding.exporting import export_slides
 from pathryoshka.embedding.recipe import EmbedError, EmbedRefused
 from pathryoshka.embedding.rows import VECTOR
@@ -46,9 +47,9 @@ class InARow:
 
     stop_after: int | None = None
 
-    def __init__(self, units: Any, how: Any, pools: Any, student: Any, arguments: Any) -> None:
+    def __init__(self, units: Any, how: Any, pools: Any, engine: Any) -> None:
         self.units, self.how = cloudpickle.loads(cloudpickle.dumps((units, how)))  # as they travel to workers
-        self.embed = stream.Embed(student, arguments | {"device": "cpu", "threads": 1})
+        self.embed = Embed(engine.student, engine.arguments | {"threads": 1})
 
     def iter_batches(self, **_: Any) -> Iterator[dict[str, np.ndarray]]:
         pieces = [(i, n, g, unit.what) for i, unit in enumerate(self.units) for n, g in enumerate(unit.pieces)]

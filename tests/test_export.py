@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from pathryoshka import config, storage
 from pathryoshka.evaluate.scores import Scores
 from pathryoshka.export.card import model_card
-from pathryoshka.export.load import LoadError, load
+from pathryoshka.export.facts import LoadError
+from pathryoshka.export.load import load
 from pathryoshka.export.seen import read_seen
 from pathryoshka.export.write import ExportError, folded_heads
 from pathryoshka.teachers import standardize

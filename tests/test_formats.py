@@ -25,9 +25,10 @@ import onnxruntime
 
 from pathryoshka import cli, config, deploy, storage
 from pathryoshka.export.card import with_formats
-from pathryoshka.export.formats import FormatsError, check_formats, write_formats
+from pathryoshka.export.formats import check_formats, write_formats
 from pathryoshka.export.int8 import turned
 from pathryoshka.export.load import load
+from pathryoshka.export.record import FormatsError
 from pathryoshka.export.runtimes import MissingPackage, least_cosines, needs
 from pathryoshka.export.verify import verify, worst_golden
 from tests.exports import CFG, SIZE, export, golden, student_of, z_of

@@ -49,8 +49,8 @@ class Gatherer:
         states: of the units that are finished, by key. num_tiles: that have arrived.
     """
 
-    def __init__(self, to: str, units: Sequence[Unit], recipe: Recipe, cfg: config.Storage) -> None:
-        self.to, self.units, self.recipe, self.cfg = to, units, recipe, cfg
+    def __init__(self, to: str, units: Sequence[Unit], recipe: Recipe, engine: str, cfg: config.Storage) -> None:
+        self.to, self.units, self.recipe, self.engine, self.cfg = to, units, recipe, engine, cfg
         self.open: dict[int, Open] = {}
         self.writing: deque[Future[State]] = deque()
         self.states: dict[str, State] = {}
@@ -117,6 +117,7 @@ class Gatherer:
             reason=reason,
             part=part,
             unreadable=one.unreadable,
+            engine=self.engine,
         )
         write_state(self.to, state, self.cfg)
         return state

@@ -13,16 +13,17 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pathryoshka import config, storage, watch
 from pathryoshka.embedding import state as states
+from pathryoshka.embedding.engine import choose
 from pathryoshka.embedding.gather import Gatherer
 from pathryoshka.embedding.reading import Reading
 from pathryoshka.embedding.recipe import EmbedError, Recipe, settle, transform_of
 from pathryoshka.embedding.rows import from_bytes
 from pathryoshka.embedding.sources import Unit, find_units
 from pathryoshka.embedding.stream import bytes_in_flight, logical_cpus, make_dataset, pools
+from pathryoshka.export.facts import check_width, facts_at
 from pathryoshka.lease import Lease
 from pathryoshka.progress import is_due, line
 from pathryoshka.session import ray_session
@@ -88,7 +89,8 @@ def embed(
     to, student = storage.absolute(to), storage.absolute(student)
     if cut is not None:
         check(cut)
-    facts = facts_of(student, width, cfg)
+    facts = facts_at(student, cfg)
+    check_width(facts, width, student)
     asked = find_units(places, cfg, cut=cut, csv=csv, slide_mpp=slide_mpp, pseudonymise=pseudonymise)
     recipe = Recipe(
         model_id=facts["model_id"], width=width or facts["width"], dtype=dtype, precision=precision,
@@ -114,44 +116,24 @@ def embed(
         return states.finish(to, recipe, done.values(), cfg)
 
 
-def facts_of(student: str, width: int | None, cfg: config.Storage) -> dict[str, Any]:
-    """`pathryoshka.json` of the export.
-
-    Raises:
-        LoadError: no export, or not of that width.
-    """
-    from pathryoshka.export.load import LoadError, local_folder, read_facts
-
-    with local_folder(student, cfg) as folder:
-        facts = read_facts(folder, student)
-    if width is not None and width not in facts["widths"]:
-        raise LoadError(f"{student} was trained for widths {', '.join(map(str, facts['widths']))}; got width={width}")
-    return facts
-
-
 def nouns(work: Work) -> str:
     return "slides" if work.recipe.tiles["kind"] == "slides" else "shards"
 
 
 def run(work: Work, reading: Reading, device: str, replicas: int | None, say: Say) -> dict[str, states.State]:
     """The units that are to be done, through readers and students to their parts; states by key."""
-    from pathryoshka.embedding.student import Student
-
     workers = pools(device, replicas)
     on_gpu = workers.device == "cuda"
     if not reading.batch:
         reading = replace(reading, batch=BATCH_GPU if on_gpu else BATCH)
+    engine = choose(work.student, work.recipe, work.todo, workers.device, reading.storage, say)
     say(
-        f"embed: {workers.students} students on {workers.device}, {workers.readers} readers, batches of "
-        f"{reading.batch}, at most {bytes_in_flight(reading, workers) / 2**20:.0f} MiB of views in flight"
+        f"embed: {workers.students} students on {workers.device} ({engine.name}), {workers.readers} readers, batches "
+        f"of {reading.batch}, at most {bytes_in_flight(reading, workers) / 2**20:.0f} MiB of views in flight"
     )
-    recipe = work.recipe
-    given = {
-        "path": work.student, "width": recipe.width, "storage": reading.storage, "precision": recipe.precision,
-    }  # fmt: skip
-    data = make_dataset(work.todo, reading, workers, Student, given)
+    data = make_dataset(work.todo, reading, workers, engine)
     progress = Progress(work, {"read": workers.readers, "student": workers.students})
-    with Gatherer(work.to, work.todo, recipe, reading.storage) as gatherer:
+    with Gatherer(work.to, work.todo, work.recipe, engine.name, reading.storage) as gatherer:
         for row in data.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=1):
             about = json.loads(row["about"][0].tobytes())
             gatherer.take(about, from_bytes(row["facts"][0]), row["vectors"][0])

@@ -48,6 +48,8 @@ class State(Frozen):
     part: Part | None = None
     unreadable: dict[str, str] = {}
     """Tile -> why it cannot be decoded; it has no row."""
+    engine: str
+    """In which its vectors were made, with its version; no part of what makes two of them different."""
 
 
 class Manifest(Frozen):

@@ -18,6 +18,8 @@ import ray
 from ray import cloudpickle
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, ExecutionResources, TaskPoolStrategy
 
+from pathryoshka.embedding.actor import Embed, as_column
+from pathryoshka.embedding.engine import Engine
 from pathryoshka.embedding.reading import OWN_FAILURES, Found, Reading, shard_tiles, slide_tiles
 from pathryoshka.embedding.rows import Tiles, facts_table, to_bytes
 from pathryoshka.embedding.sources import Shard, Unit
@@ -80,14 +82,8 @@ def bytes_in_flight(how: Reading, pools: Pools) -> int:
     return max(LEAST_LIMIT, how.batch * how.size**2 * 3 * (4 * pools.readers + 2 * pools.students))
 
 
-def make_dataset(
-    units: Sequence[Unit], how: Reading, pools: Pools, student: type[Any], arguments: dict[str, Any]
-) -> Dataset:
-    """Rows as `Embed` gives them, of all pieces of the units.
-
-    Args:
-        student: class with `embed(views)`, made once in each actor with `arguments`, `device` and `threads`.
-    """
+def make_dataset(units: Sequence[Unit], how: Reading, pools: Pools, engine: Engine) -> Dataset:
+    """Rows as `Embed` gives them, of all pieces of the units; the engine's student is made once in each actor."""
     context = ray.data.DataContext.get_current()
     context.execution_no_progress_timeout_s = -1  # one slide may take long to open
     context.target_max_block_size = 4096  # any row is larger, so every row is a block of its own
@@ -108,10 +104,9 @@ def make_dataset(
         num_cpus=1,
     )
     gpu: dict[str, Any] = {"num_gpus": 1} if pools.device == "cuda" else {}
-    given = arguments | {"device": pools.device, "threads": pools.threads}
     return rows.map_batches(
         Embed,
-        fn_constructor_args=(student, given),
+        fn_constructor_args=(engine.student, engine.arguments | {"threads": pools.threads}),
         batch_size=1,
         num_cpus=pools.cpus,
         # on a GPU two calls at once: one copies while the other computes
@@ -152,24 +147,3 @@ def as_row(tiles: Tiles, about: dict[str, Any]) -> dict[str, np.ndarray]:
     about = about | {"failures": tiles.failures}
     views = tiles.views if len(tiles.views) else np.zeros((1, *tiles.views.shape[1:]), np.uint8)
     return {"about": as_column(json.dumps(about).encode()), "facts": to_bytes(tiles.facts)[None], "views": views[None]}
-
-
-def as_column(data: bytes) -> np.ndarray:
-    """Bytes as the only row of a column: uint8 [1, n], which keeps trailing zeros as numpy's strings do not."""
-    return np.frombuffer(data, np.uint8)[None]
-
-
-class Embed:
-    """The student, in an actor: a row with views becomes a row with vectors."""
-
-    def __init__(self, student: type[Any], arguments: dict[str, Any]) -> None:
-        self.student = student(**arguments)
-
-    def __call__(self, row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        started = time.perf_counter()
-        about = json.loads(row["about"][0].tobytes())
-        vectors = np.zeros((1, 1), np.float32)  # of a row without tiles, which says something of its piece
-        if "number" in about:
-            vectors = self.student.embed(row["views"][0])
-        about["student_s"] = time.perf_counter() - started
-        return {"about": as_column(json.dumps(about).encode()), "facts": row["facts"], "vectors": vectors[None]}

@@ -10,10 +10,9 @@ All take uint8 tiles [B, size, size, 3] and give the whole embedding [B, D]: a w
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,61 +22,16 @@ from safetensors.torch import load_file
 
 from pathryoshka import config
 from pathryoshka.export.card import with_formats
-from pathryoshka.export.load import Embedder, load, local_folder
+from pathryoshka.export.facts import local_folder
+from pathryoshka.export.load import Embedder, load
+from pathryoshka.export.record import FILES, FOLDER, RECORD, Format, Formats, FormatsError, read_formats
 from pathryoshka.export.runtimes import encode_all, least_cosines, needs, open_format
 
-FOLDER, RECORD = "formats", "formats.json"
-FILES = {"onnx": "model.onnx", "int8": "model.int8.onnx", "torch-export": "model.pt2"}
 LEAST = 0.9999
 """Cosine that a format of full precision must reach on every golden tile at every width."""
 SLACK = 0.01
 """What an int8 file may lose in cosine between the machine that made it and another one."""
-NOTE = "uint8 tiles in, whole embedding out; a width is normalize(out[:, :width])"
 Say = Callable[[str], None]
-
-
-class FormatsError(ValueError):
-    """A format that does not give the student's vectors, or files that are not what they say; names the file."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """One file. `cosine`: width -> smallest over the golden tiles, against PyTorch. `made`: how it was made."""
-
-    sha256: str
-    num_bytes: int
-    cosine: dict[int, float]
-    made: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Formats:
-    """`formats.json`.
-
-    Attributes:
-        files: name -> what it is. page: file below `browser/` -> SHA-256.
-        scores: a row for each data set, runtime and width: probe score with its interval.
-    """
-
-    model_id: str
-    size: int
-    widths: tuple[int, ...]
-    files: dict[str, Format]
-    page: dict[str, str] = field(default_factory=dict)
-    scores: tuple[dict[str, Any], ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        shape = {"input": ["batch", self.size, self.size, 3], "output": ["batch", max(self.widths)]}
-        return {"note": NOTE, **shape, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> Formats:
-        files = {
-            name: Format(**{**one, "cosine": {int(width): value for width, value in one["cosine"].items()}})
-            for name, one in tree["files"].items()
-        }
-        known = {key: tree[key] for key in ("model_id", "size", "page")}
-        return cls(widths=tuple(tree["widths"]), files=files, scores=tuple(tree["scores"]), **known)
 
 
 @dataclass(frozen=True)
@@ -152,6 +106,26 @@ def write_formats(
     return formats
 
 
+def graph_of_export(path: str | Path, storage: config.Storage) -> bytes:
+    """The ONNX file of the export at `path`, held to its golden tiles; nothing is written into the export.
+
+    Raises:
+        FormatsError: the network cannot be exported, or the file does not reproduce the golden vectors.
+    """
+    import torch
+
+    from pathryoshka.export.graph import OPSET, write_onnx
+
+    with local_folder(path, storage) as folder, tempfile.TemporaryDirectory(prefix="pathryoshka-formats-") as name:
+        embedder, file = load(folder), Path(name, FILES["onnx"])
+        try:
+            write_onnx(embedder, file)
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise FormatsError(f"{path} cannot be exported to ONNX: {str(error).splitlines()[0]}") from None
+        refuse_other(file.name, measured(file, embedder, read_golden(folder), {"opset": OPSET}))
+        return file.read_bytes()
+
+
 def read_golden(folder: Path) -> Golden:
     vectors = load_file(folder / "golden.safetensors")["vectors"].numpy()
     tiles = [np.asarray(Image.open(folder / "golden" / f"{i}.png").convert("RGB")) for i in range(len(vectors))]
@@ -164,22 +138,6 @@ def earlier(folder: Path, embedder: Embedder) -> Formats | None:
         return None
     found = read_formats(folder)
     return found if found.model_id == embedder.model_id else None
-
-
-def read_formats(folder: Path) -> Formats:
-    """`formats.json` of an exported folder.
-
-    Raises:
-        FormatsError: it is missing or damaged.
-    """
-    try:
-        return Formats.from_json(json.loads((folder / FOLDER / RECORD).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise FormatsError(f"{FOLDER}/ has no {RECORD}; write it again with `pathryoshka formats`") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise FormatsError(
-            f"{FOLDER}/{RECORD} is damaged ({error}); write it again with `pathryoshka formats`"
-        ) from None
 
 
 def measured(file: Path, embedder: Embedder, golden: Golden, made: dict[str, Any]) -> Format:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +12,10 @@ from PIL import Image
 from torch import nn
 
 from pathryoshka import config
+from pathryoshka.export.facts import LoadError, check_width, local_folder, read_facts
 from pathryoshka.tiles.views import as_rgb, identity_view
 
-FACTS = "pathryoshka.json"
-FORMAT = 1
 BATCH = 64
-
-
-class LoadError(ValueError):
-    """A folder that is no export, or a width it does not have; says what to do."""
 
 
 class Embedder(nn.Module):
@@ -104,40 +96,10 @@ def load(
 
     with local_folder(path, storage) as folder:
         facts = read_facts(folder, path)
-        if width is not None and width not in facts["widths"]:
-            raise LoadError(f"{path} was trained for widths {', '.join(map(str, facts['widths']))}; got width={width}")
+        check_width(facts, width, path)
         try:
             model = timm.create_model(f"local-dir:{folder}", pretrained=True)
         except Exception as error:
             raise LoadError(f"timm {timm.__version__} cannot load {path}: {str(error).splitlines()[0]}") from error
     embedder = Embedder(model, facts, width or facts["width"]).to(device).eval()
     return embedder.requires_grad_(False)
-
-
-def read_facts(folder: Path, path: str | Path) -> dict[str, Any]:
-    """`pathryoshka.json` of an exported folder that the user calls `path`."""
-    if not (folder / FACTS).is_file():
-        hint = " (a timm folder: load it with timm.create_model)" if (folder / "config.json").is_file() else ""
-        raise LoadError(
-            f"{path} is not a Pathryoshka export: it has no {FACTS}{hint}; make one with `pathryoshka export`"
-        )
-    facts = json.loads((folder / FACTS).read_text())
-    if facts.get("format") != FORMAT:
-        raise LoadError(f"{path} is an export of format {facts.get('format')}; this version reads format {FORMAT}")
-    return facts
-
-
-@contextlib.contextmanager
-def local_folder(path: str | Path, cfg: config.Storage | None) -> Iterator[Path]:
-    """`path` itself where it is a folder here, else a copy of what storage has under it."""
-    if Path(path).is_dir():
-        yield Path(path).resolve()
-        return
-    from pathryoshka import storage
-
-    cfg = cfg or config.Storage()
-    if not storage.exists(storage.join(str(path), FACTS), cfg):
-        raise LoadError(f"{path} is not a Pathryoshka export: there is no {FACTS}; make one with `pathryoshka export`")
-    with tempfile.TemporaryDirectory(prefix="pathryoshka-load-") as name:
-        storage.download_folder(str(path), Path(name), cfg)
-        yield Path(name)

@@ -18,7 +18,7 @@ from typing import Any
 
 from pathryoshka import config, storage
 from pathryoshka.export.card import licences_of, with_scores
-from pathryoshka.export.load import FACTS, local_folder, read_facts
+from pathryoshka.export.facts import FACTS, local_folder, read_facts
 from pathryoshka.export.seen import read_seen
 from pathryoshka.export.verify import verify
 from pathryoshka.teachers.licences import LICENCES, Terms, ledger, refuse_by_policy

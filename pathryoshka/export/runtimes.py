@@ -38,14 +38,14 @@ def open_format(path: Path, num_threads: int = 0) -> Encode:
     return open_onnx(path, num_threads) if path.suffix == ".onnx" else open_program(path)
 
 
-def open_onnx(path: Path, num_threads: int = 0) -> Encode:
+def open_onnx(file: Path | bytes, num_threads: int = 0) -> Encode:
     needs("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 3  # its warnings are about its own graph rewriting
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda tiles: session.run(None, {name: tiles})[0]
 

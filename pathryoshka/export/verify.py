@@ -15,8 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pathryoshka import config
+from pathryoshka.export.facts import local_folder, read_facts
 from pathryoshka.export.formats import check_formats
-from pathryoshka.export.load import Embedder, load, local_folder, read_facts
+from pathryoshka.export.load import Embedder, load
 
 TOLERANCE = 1e-4
 """Largest difference of a number of a golden vector, times its largest number where that is above 1."""

@@ -29,9 +29,9 @@ from safetensors.torch import save_file
 
 from pathryoshka import config, storage
 from pathryoshka.export.card import model_card
-from pathryoshka.export.formats import FOLDER as FORMATS
-from pathryoshka.export.formats import RECORD
-from pathryoshka.export.load import FACTS, FORMAT
+from pathryoshka.export.facts import FACTS, FORMAT
+from pathryoshka.export.record import FOLDER as FORMATS
+from pathryoshka.export.record import RECORD
 from pathryoshka.export.seen import Seen, seen_to_bytes
 from pathryoshka.export.tools import write_tools
 from pathryoshka.export.verify import TOLERANCE

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pathryoshka import config
-from pathryoshka.export.load import LoadError, load
+from pathryoshka.export.facts import LoadError
+from pathryoshka.export.load import load
 from pathryoshka.search.filters import Filter
 from pathryoshka.search.index import Index, Neighbour
 from pathryoshka.search.manifest import SearchError, short_id

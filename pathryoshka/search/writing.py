@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pathryoshka import config, storage
-from pathryoshka.export.load import local_folder, read_facts
+from pathryoshka.export.facts import local_folder, read_facts
 from pathryoshka.lease import Lease
 from pathryoshka.search.index import Index, open_index
 from pathryoshka.search.manifest import (

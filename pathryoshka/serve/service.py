@@ -20,7 +20,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 
 from pathryoshka import config
-from pathryoshka.export.load import local_folder, read_facts
+from pathryoshka.export.facts import local_folder, read_facts
 from pathryoshka.serve.door import House, make_door
 from pathryoshka.serve.gate import Gate
 from pathryoshka.serve.lookup import open_lookup

@@ -29,9 +29,10 @@ from matplotlib.figure import Figure
 
 from pathryoshka import config
 from pathryoshka.evaluate.pictures import to_png
-from pathryoshka.export.formats import FILES, FOLDER, write_formats
+from pathryoshka.export.formats import write_formats
 from pathryoshka.export.graph import Graph
 from pathryoshka.export.load import Embedder, load
+from pathryoshka.export.record import FILES, FOLDER
 from pathryoshka.export.runtimes import open_format
 from pathryoshka.recipes import recipe_by_name
 from pathryoshka.student.encoder import build_student
