@@ -26,6 +26,7 @@ from pathryoshka.embedding.rows import VECTOR
 from pathryoshka.embedding.state import MANIFEST, Manifest, read_states
 from pathryoshka.embedding.stream import Pools
 from pathryoshka.embedding.table import read_table
+from pathryoshka.export.formats import write_formats
 from pathryoshka.features.table import as_matrix
 from pathryoshka.lease import Lease, RunTaken
 from pathryoshka.tiles.cutting import Slide
@@ -179,6 +180,21 @@ def test_an_interrupt_keeps_what_was_finished_and_nothing_else(
     monkeypatch.setattr(InARow, "stop_after", None)
     _, said = run([tiles], student, tmp_path / "to")
     assert said[0] == "embed: 3 shards, 1 of them done before"
+    check(tmp_path / "to", plainly(tiles, student))
+
+
+def test_a_table_goes_on_in_another_engine_and_says_so(
+    tiles: str, student: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime (pip install 'pathryoshka[onnx]')")
+    monkeypatch.setattr(InARow, "stop_after", 5)
+    with pytest.raises(KeyboardInterrupt):
+        run([tiles], student, tmp_path / "to")
+    monkeypatch.setattr(InARow, "stop_after", None)
+    write_formats(shutil.copytree(student, tmp_path / "student"), ("onnx",))
+    manifest, said = run([tiles], str(tmp_path / "student"), tmp_path / "to")
+    assert sorted(state.engine.split()[0] for state in manifest.states) == ["onnxruntime", "onnxruntime", "torch"]
+    assert any("students on cpu (onnxruntime " in line for line in said)
     check(tmp_path / "to", plainly(tiles, student))
 
 

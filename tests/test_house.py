@@ -216,6 +216,21 @@ def test_readers_and_the_controller_of_training_do_not_wait_for_torch() -> None:
     assert not {"torch", "timm", "deepspeed"} & set(loaded)
 
 
+@pytest.mark.parametrize(
+    ("rooms", "absent"),
+    [
+        ("job", {"torch", "timm", "scipy"}),
+        ("stream, pathryoshka.embedding.reading", {"torch", "timm", "scipy"}),
+        ("actor, pathryoshka.embedding.onnx_student", {"torch", "timm", "scipy", "boto3", "pydantic"}),
+    ],
+)
+def test_embedding_in_onnx_runtime_waits_for_no_torch(rooms: str, absent: set[str]) -> None:
+    """Its driver, its readers and its students, in a process of their own each."""
+    code = f"import sys, pathryoshka.embedding.{rooms}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not absent & set(loaded)
+
+
 def test_the_walk_agrees_with_python() -> None:
     """What the reading of the source says about the plain rooms is what a fresh interpreter loads."""
     code = "import sys, pathryoshka.recipes, pathryoshka.storage, pathryoshka.tiles.plan; print(*sys.modules)"

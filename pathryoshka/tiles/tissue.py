@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
 from pathryoshka.tiles.readers import Opened
 from pathryoshka.tiles.stats import saturation, tissue_threshold
@@ -69,6 +68,8 @@ def tissue_mask(small: Picture, mpp: float) -> np.ndarray:
     Args:
         mpp: micrometres a pixel of level 0.
     """
+    from scipy import ndimage  # late: half a second that readers of tiles, which know this room, need not wait
+
     saturations = saturation(small.rgb)
     mask = (saturations > tissue_threshold(saturations)).view(np.uint8)
     close, open_ = (2 * min(WIDEST_PX, round(radius / (mpp * small.step))) + 1 for radius in (CLOSED_UM, OPENED_UM))

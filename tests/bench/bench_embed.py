@@ -4,11 +4,14 @@ The student of the demo (random weights; `--model vit` for a ViT-Ti/16 at 224) o
 flipped, JPEG of 224 pixels, in shards. Both sides give the same vectors, which is checked, and both write them.
 
 The clock of `embed` runs from its call in a running Ray session until the manifest is written: lease, the start of its
-actors (each imports torch and loads the model), reading, decoding, the student, writing. That of the loop runs from
-after its imports until its vectors are written: copying the shards out of S3 where they lie there, loading the model,
-starting workers, all passes. So the import of torch is counted against `embed` only; what Ray's session and the loop's
-imports take is printed and recorded beside it, with the ratio that comes of counting them, too. The loop has the best
-of some settings (workers, threads, batch), found beforehand, and channels last. Repeats are interleaved. Beside wall
+processes, reading, decoding, the student, writing. That of the loop runs from after its imports until its vectors are
+written: copying the shards out of S3 where they lie there, loading the model, starting workers, all passes. So imports
+are counted against `embed` only; what Ray's session and the loop's imports take is printed and recorded beside it, with
+the ratio that comes of counting them, too. The export carries its ONNX graph, as `pathryoshka formats` leaves it, once
+for a student, in seconds that are printed; without (`--no-graph`) `embed` makes one itself, on its own clock. The loop
+has the best of some settings (workers, threads, batch), found beforehand, and channels last. Repeats are interleaved,
+and S3 and disk take turns to be first, for the first job of a session starts what the others find: three actors of Ray
+Data and the readers, 20 s of CPU on two busy cores. Beside wall
 time stand CPU seconds, which say more on a machine that others use: those of the loop with its imports, those of
 `embed` with its actors' and without its session's start. At the end, memory over 100,000 tiles.
 """
@@ -36,6 +39,7 @@ from pathryoshka.embedding.job import embed
 from pathryoshka.embedding.rows import VECTOR
 from pathryoshka.embedding.stream import logical_cpus
 from pathryoshka.embedding.table import read_table
+from pathryoshka.export.formats import write_formats
 from pathryoshka.features.table import as_matrix
 from pathryoshka.recipes import recipe_by_name
 from pathryoshka.s3server import S3Server
@@ -73,13 +77,17 @@ class Plain:
     cpu: float
 
 
-def write_student(where: Path, name: str) -> int:
-    """Exports a student with random weights; its width."""
+def write_student(where: Path, name: str, graph: bool) -> int:
+    """Exports a student with random weights, with its ONNX graph if so asked; its width."""
     cfg, size, width = STUDENTS[name]
     student = build_student(cfg, size)
     run = config.Run(name="b", student=cfg, views=config.Views(size=size), export=config.Export(licence="mit"))
     golden = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), dtype=np.uint8)
     export(where, student=student, heads=heads_of(student, cfg), run=run, golden=golden, scores=None)
+    if graph:
+        began = time.perf_counter()
+        write_formats(where, ("onnx",))
+        print(f"the export's ONNX graph, once: {time.perf_counter() - began:.0f} s", flush=True)
     return width
 
 
@@ -181,6 +189,7 @@ def main() -> None:
     parser.add_argument("--search-tiles", type=int, default=2000, help="on which the settings of the loop are tried")
     parser.add_argument("--memory-tiles", type=int, default=100_000, help="0 = leave that out")
     parser.add_argument("--model", choices=STUDENTS, default="demo")
+    parser.add_argument("--no-graph", action="store_true", help="an export without its ONNX graph")
     args = parser.parse_args()
     ratios: dict[str, list[float]] = {"s3": [], "disk": [], "s3 with starts": [], "s3 cpu": [], "disk cpu": []}
     rates: dict[str, list[float]] = {f"{who} {where}": [] for where in ("s3", "disk") for who in ("embed", "loop")}
@@ -190,7 +199,7 @@ def main() -> None:
         os.environ.update({"RAY_worker_niceness": "0"})
         folder = Path(name)
         tiles, far, export_to = folder / "tiles", "s3://bench/tiles", folder / "export"
-        width = write_student(export_to, args.model)
+        width = write_student(export_to, args.model, not args.no_graph)
         manifest = write_tiles(str(tiles), args.tiles)
         storage.upload_folder(tiles, far, CFG)
         how = best_setting(tiles, export_to, width, min(args.tiles, args.search_tiles))
@@ -199,7 +208,7 @@ def main() -> None:
         with ray_session(logical_cpus(os.cpu_count() or 1)):
             session_s = time.perf_counter() - began
             for repeat in range(args.repeats):
-                for where, source in (("s3", far), ("disk", str(tiles))):
+                for where, source in (("s3", far), ("disk", str(tiles)))[:: -1 if repeat % 2 else 1]:
                     copy, to = folder / f"copy-{repeat}", str(folder / f"table-{where}-{repeat}")
                     more = ("--copy-from", far) if where == "s3" else ()
                     loop = plain(copy if more else tiles, export_to, width, how, *more)
@@ -225,7 +234,8 @@ def main() -> None:
     if grown:
         print(f"memory over {args.memory_tiles} tiles, MiB gained by role, and peak: {grown}")
     finish("embed", ratios["s3"], GOAL, model=args.model, tiles=args.tiles, ratios=ratios, tiles_per_s=rates,
-           loop=how, session_s=session_s, memory_tiles=args.memory_tiles, memory_mib=grown)  # fmt: skip
+           loop=how, session_s=session_s, memory_tiles=args.memory_tiles, memory_mib=grown, graph=not args.no_graph,
+           load=os.getloadavg()[0])  # fmt: skip
 
 
 if __name__ == "__main__":
