@@ -19,7 +19,6 @@ from ray import cloudpickle
 
 from pathryoshka import cli, config, load, storage
 from pathryoshka.embedding import job, stream
-from pathryoshka.embedding.actor import Embed
 from pathryoshka.embedding.exporting import export_slides
 from pathryoshka.embedding.recipe import EmbedError, EmbedRefused
 from pathryoshka.embedding.rows import VECTOR
@@ -50,7 +49,7 @@ class InARow:
 
     def __init__(self, units: Any, how: Any, pools: Any, engine: Any) -> None:
         self.units, self.how = cloudpickle.loads(cloudpickle.dumps((units, how)))  # as they travel to workers
-        self.embed = Embed(engine.student, engine.arguments | {"threads": 1})
+        self.embed = stream.Embed(engine)
 
     def iter_batches(self, **_: Any) -> Iterator[dict[str, np.ndarray]]:
         pieces = [(i, n, g, unit.what) for i, unit in enumerate(self.units) for n, g in enumerate(unit.pieces)]
@@ -66,7 +65,7 @@ class InARow:
 @pytest.fixture(autouse=True)
 def in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "make_dataset", InARow)
-    monkeypatch.setattr(job, "pools", lambda device, replicas: Pools(1, 1, "cpu", 1, 1))
+    monkeypatch.setattr(job, "pools", lambda device, replicas: Pools(0, 1, "cpu"))
     monkeypatch.setattr(job, "ray_session", lambda *_, **__: contextlib.nullcontext())
 
 

@@ -13,10 +13,10 @@ pytest.importorskip("onnxruntime", reason="needs onnxruntime (pip install 'pathr
 
 from pathryoshka import config, load
 from pathryoshka.embedding import engine
-from pathryoshka.embedding.actor import Embed
 from pathryoshka.embedding.engine import ONNX, Engine, choose
 from pathryoshka.embedding.recipe import EmbedRefused, Recipe
 from pathryoshka.embedding.sources import Unit, find_units
+from pathryoshka.embedding.stream import Embed
 from pathryoshka.export.facts import facts_at
 from pathryoshka.export.formats import write_formats
 from pathryoshka.export.record import FOLDER, RECORD, FormatsError
@@ -61,7 +61,7 @@ def chosen(
 def gives_the_vectors_of(made: Engine, student: str) -> None:
     """In batches that do not come out even, and in none at all."""
     views = np.random.default_rng(0).integers(0, 256, (37, SIZE, SIZE, 3), dtype=np.uint8)
-    embed = Embed(made.student, made.arguments | {"threads": 1}).student.embed
+    embed = Embed(made).student.embed
     got = embed(views)
     np.testing.assert_allclose(got, load(student, width=WIDTH).embed(views).numpy(), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-6)

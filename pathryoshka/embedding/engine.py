@@ -35,7 +35,7 @@ class Engine:
     """A runtime and the student in it.
 
     Attributes:
-        name: with its version. student: class with `embed(views)`, made with `arguments` and `threads`.
+        name: with its version. student: class with `embed(views)`, made with `arguments`.
     """
 
     name: str

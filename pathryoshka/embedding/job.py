@@ -127,12 +127,13 @@ def run(work: Work, reading: Reading, device: str, replicas: int | None, say: Sa
     if not reading.batch:
         reading = replace(reading, batch=BATCH_GPU if on_gpu else BATCH)
     engine = choose(work.student, work.recipe, work.todo, workers.device, reading.storage, say)
+    readers = f"{workers.readers} readers" if workers.readers else "each reads for itself"
     say(
-        f"embed: {workers.students} students on {workers.device} ({engine.name}), {workers.readers} readers, batches "
-        f"of {reading.batch}, at most {bytes_in_flight(reading, workers) / 2**20:.0f} MiB of views in flight"
+        f"embed: {workers.students} students on {workers.device} ({engine.name}), {readers}, batches of "
+        f"{reading.batch}, at most {bytes_in_flight(reading, workers) / 2**20:.0f} MiB of views in flight"
     )
     data = make_dataset(work.todo, reading, workers, engine)
-    progress = Progress(work, {"read": workers.readers, "student": workers.students})
+    progress = Progress(work, {"read": workers.readers or workers.students, "student": workers.students})
     with Gatherer(work.to, work.todo, work.recipe, engine.name, reading.storage) as gatherer:
         for row in data.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=1):
             about = json.loads(row["about"][0].tobytes())

@@ -17,11 +17,11 @@ class OnnxStudent:
     """A student whose graph is at hand.
 
     Args:
-        graph: the ONNX file. width: numbers that are kept. threads: of ONNX Runtime.
+        graph: the ONNX file. width: numbers that are kept.
     """
 
-    def __init__(self, graph: bytes, width: int, *, threads: int) -> None:
-        self.encode, self.width = open_onnx(graph, threads), width
+    def __init__(self, graph: bytes, width: int) -> None:
+        self.encode, self.width = open_onnx(graph, num_threads=1), width
 
     def embed(self, views: np.ndarray) -> np.ndarray:
         """uint8 [N, S, S, 3] -> fp32 [N, width], rows of length 1."""

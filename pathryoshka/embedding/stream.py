@@ -1,4 +1,5 @@
-"""The Ray Data graph: pieces -> readers (CPU tasks) -> students (actors) -> rows for the driver, who writes.
+"""The Ray Data graph: pieces -> students that read for themselves -> rows for the driver, who writes; where students
+have GPUs, readers (CPU tasks) stand before them.
 
 A row is a batch of one unit and a block is a row, so nothing is cut or joined on the way. Order does not matter: each
 row says which batch of which piece it is. What is in flight is bounded by `bytes_in_flight`.
@@ -18,7 +19,6 @@ import ray
 from ray import cloudpickle
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, ExecutionResources, TaskPoolStrategy
 
-from pathryoshka.embedding.actor import Embed, as_column
 from pathryoshka.embedding.engine import Engine
 from pathryoshka.embedding.reading import OWN_FAILURES, Found, Reading, shard_tiles, slide_tiles
 from pathryoshka.embedding.rows import Tiles, facts_table, to_bytes
@@ -27,32 +27,23 @@ from pathryoshka.embedding.sources import Shard, Unit
 MAX_BLOCKS = 10_000
 """Ray keeps a little state for each input block; more pieces go several to a block."""
 LEAST_LIMIT = 16 * 2**20
-FEW_CORES = 16
-"""Up to which a replica a core is worth its memory, about 0.4 GiB each; beyond, one has four."""
-
-
-STUDENT_SHARE = 0.9
-"""Logical CPUs of a student's thread: another number than a reader's, or Ray would read and embed in one actor, which
-then waits for storage; and a CUDA student holds none, so readers have them all."""
 
 
 @dataclass(frozen=True)
 class Pools:
-    """Who works: readers and students side by side.
+    """Who works.
 
     Attributes:
-        device: cpu or cuda. threads: of a student on a CPU. cpus: what a student holds of the logical CPUs.
+        readers: beside the students of GPUs; a student on a CPU reads for itself. device: cpu or cuda.
     """
 
     readers: int
     students: int
     device: str
-    threads: int
-    cpus: float
 
 
 def logical_cpus(cores: int) -> int:
-    """CPUs that a session of one's own announces: students, readers, and one for whatever Ray adds."""
+    """CPUs that a session of one's own announces: readers or students, and some for whatever Ray adds."""
     return 2 * cores + 1
 
 
@@ -60,20 +51,15 @@ def pools(device: str, replicas: int | None) -> Pools:
     """As many as the session has room for.
 
     Args:
-        device: auto, cpu or cuda. replicas: of the student; none = one a GPU, or one a core or four on a CPU.
+        device: auto, cpu or cuda. replicas: of the student; none = one a GPU, or one a core on a CPU.
     """
     have = ray.cluster_resources()
     alone = not os.environ.get("RAY_ADDRESS")
-    cores = (os.cpu_count() or 1) if alone else int(have.get("CPU", 1))
+    cores = (os.cpu_count() or 1) if alone else max(1, int(have.get("CPU", 1)))
     gpus = int(have.get("GPU", 0))
     if device == "cuda" or (device == "auto" and gpus):
-        return Pools(max(1, cores), replicas or max(1, gpus), "cuda", 1, 0)
-    threads = 1 if cores <= FEW_CORES else 4
-    # logical CPUs on a machine of one's own are for the asking; on a cluster a quarter is kept for readers
-    students = replicas or max(1, (cores if alone else cores * 3 // 4) // threads)
-    return Pools(
-        max(1, cores if alone else cores - students * threads), students, "cpu", threads, STUDENT_SHARE * threads
-    )
+        return Pools(cores, replicas or max(1, gpus), "cuda")
+    return Pools(0, replicas or cores, "cpu")
 
 
 def bytes_in_flight(how: Reading, pools: Pools) -> int:
@@ -96,24 +82,32 @@ def make_dataset(units: Sequence[Unit], how: Reading, pools: Pools, engine: Engi
         for i, unit in enumerate(units)
         for number, groups in enumerate(unit.pieces)
     ]
-    rows = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_BLOCKS)).map_batches(
+    pieces = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_BLOCKS))
+    if pools.device == "cpu":
+        return pieces.map_batches(
+            ReadAndEmbed,
+            fn_constructor_args=(how, engine),
+            batch_size=1,
+            num_cpus=1,
+            compute=ActorPoolStrategy(size=pools.students, max_tasks_in_flight_per_actor=2),
+        )
+    rows = pieces.map_batches(
         read_pieces,  # type: ignore[arg-type]
         batch_size=1,
         fn_kwargs={"how": how},
         compute=TaskPoolStrategy(size=pools.readers),
         num_cpus=1,
     )
-    gpu: dict[str, Any] = {"num_gpus": 1} if pools.device == "cuda" else {}
     return rows.map_batches(
         Embed,
-        fn_constructor_args=(engine.student, engine.arguments | {"threads": pools.threads}),
+        fn_constructor_args=(engine,),
         batch_size=1,
-        num_cpus=pools.cpus,
-        # on a GPU two calls at once: one copies while the other computes
+        num_cpus=0,  # another number than a reader's, or Ray would read and embed in one actor
+        num_gpus=1,
+        # two calls at once: one copies while the other computes
         compute=ActorPoolStrategy(
-            size=pools.students, max_concurrent_calls_per_actor=2 if gpu else 1, max_tasks_in_flight_per_actor=2
+            size=pools.students, max_concurrent_calls_per_actor=2, max_tasks_in_flight_per_actor=2
         ),
-        **gpu,
     )
 
 
@@ -147,3 +141,36 @@ def as_row(tiles: Tiles, about: dict[str, Any]) -> dict[str, np.ndarray]:
     about = about | {"failures": tiles.failures}
     views = tiles.views if len(tiles.views) else np.zeros((1, *tiles.views.shape[1:]), np.uint8)
     return {"about": as_column(json.dumps(about).encode()), "facts": to_bytes(tiles.facts)[None], "views": views[None]}
+
+
+def as_column(data: bytes) -> np.ndarray:
+    """Bytes as the only row of a column: uint8 [1, n], which keeps trailing zeros as numpy's strings do not."""
+    return np.frombuffer(data, np.uint8)[None]
+
+
+class Embed:
+    """The student, in an actor: a row with views becomes a row with vectors."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.student = engine.student(**engine.arguments)
+
+    def __call__(self, row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        started = time.perf_counter()
+        about = json.loads(row["about"][0].tobytes())
+        vectors = np.zeros((1, 1), np.float32)  # of a row without tiles, which says something of its piece
+        if "number" in about:
+            vectors = self.student.embed(row["views"][0])
+        about["student_s"] = time.perf_counter() - started
+        return {"about": as_column(json.dumps(about).encode()), "facts": row["facts"], "vectors": vectors[None]}
+
+
+class ReadAndEmbed:
+    """A reader and a student in one actor, for CPUs: a core is busy with whatever is to be done, views stay where they
+    are, and there is one process to start for a core instead of two, 4 s of CPU each on two busy cores. What is read
+    next is fetched meanwhile."""
+
+    def __init__(self, how: Reading, engine: Engine) -> None:
+        self.how, self.embed = how, Embed(engine)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        yield from map(self.embed, read_pieces(batch, self.how))

@@ -40,19 +40,17 @@ class Student:
 
     Args:
         path: of the export. width: numbers that are kept.
-        threads: of torch, on a CPU. precision: float32, or bfloat16 for tensor cores.
+        precision: float32, or bfloat16 for tensor cores.
 
     Raises:
         LoadError: it is no export, or was not trained for that width.
     """
 
-    def __init__(
-        self, path: str, width: int, storage: config.Storage, *, device: str, threads: int, precision: str
-    ) -> None:
+    def __init__(self, path: str, width: int, storage: config.Storage, *, device: str, precision: str) -> None:
         # blocks of Ray are; nothing here writes to them
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         keep_freed_memory()
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
         self.device, self.dtype = device, getattr(torch, precision)
         model = load(path, width, storage=storage)
         with torch.inference_mode():
