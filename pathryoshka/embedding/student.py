@@ -4,7 +4,7 @@ On a CPU one thread a replica and a replica a core beat one replica with all thr
 layer. Maps lie channels last, freed memory is kept, batch norms are folded (`teachers/fuse.py`, `memory.py`); what that
 costs in precision is checked when it is made: 1e-4 or the model as it was. CPU time of the demo's student, one thread,
 128 px (28 November): 6.2 ms a view as timm makes it, 3.5 channels last, 1.9 with its memory kept, 1.7 folded; ONNX
-Runtime would take 1.3 and five seconds of export. A ViT is matrix products and gains nothing from any of these.
+Runtime 1.3, which `engine.py` prefers. A ViT is matrix products and gains nothing from any of these.
 """
 
 from __future__ import annotations
