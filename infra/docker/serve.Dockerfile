@@ -1,26 +1,35 @@
-# The embedding service alone, on CPUs: no Data, Train, Tune or DeepSpeed. From the repository's root:
+# The embedding service alone, on CPUs: no Data, Train, Tune, DeepSpeed or teachers. From the repository's root:
 #
 #   docker build -t pathryoshka-serve -f infra/docker/serve.Dockerfile .
-#   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/out/demo/export:/model:ro" pathryoshka-serve
-FROM python:3.11-slim-bookworm AS wheels
-RUN pip install --no-cache-dir uv==0.13.9 && uv venv /opt/venv
-ENV VIRTUAL_ENV=/opt/venv
+#   docker run --rm --init --shm-size=1g -p 127.0.0.1:8000:8000 -v "$PWD/out/demo/export:/model:ro" pathryoshka-serve
+FROM python:3.11-slim-bookworm AS uv
+RUN pip install --no-cache-dir uv==0.13.9
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints.txt ./
+
+FROM uv AS wheels
+ENV VIRTUAL_ENV=/opt/venv
+# torch for CPUs from its makers' index (pytorch.org, "Start locally") and no other, where it would bring gigabytes of CUDA
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# compiled here: whoever runs it may not write to /opt/venv, and would compile torch anew in every process
+RUN uv venv /opt/venv \
+    && uv pip install --no-cache --compile-bytecode -c constraints.txt --no-deps --index-url "$TORCH_INDEX" torch torchvision \
+    && uv pip install --no-cache --compile-bytecode -c constraints.txt \
+       torch torchvision timm pyarrow boto3 pydantic click pyyaml numpy pillow safetensors "ray[serve]" prometheus-client \
+       requests openslide-python openslide-bin tifffile simplejpeg faiss-cpu
+
+FROM uv AS ours
+COPY README.md LICENSE ./
 COPY pathryoshka pathryoshka
 COPY ray_jobs ray_jobs
-# torch for CPUs, from its makers' index (pytorch.org, "Start locally"): a tenth of the size
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN grep -vE '^(torch|torchvision|triton|nvidia-)' constraints.txt > most.txt \
-    && uv pip install --no-cache --index "$TORCH_INDEX" --index-strategy unsafe-best-match -c most.txt \
-       torch torchvision timm pyarrow boto3 pydantic click pyyaml numpy pillow safetensors "ray[serve]" prometheus-client \
-       requests openslide-python openslide-bin tifffile simplejpeg faiss-cpu \
-    && uv pip install --no-cache --no-deps .
+RUN uv build --no-cache --wheel --build-constraints constraints.txt --out-dir /dist .
 
 FROM python:3.11-slim-bookworm
 LABEL org.opencontainers.image.title=pathryoshka-serve org.opencontainers.image.licenses=Apache-2.0
 RUN useradd --uid 1000 --create-home ray
 COPY --from=wheels /opt/venv /opt/venv
+RUN --mount=type=bind,from=ours,source=/dist,target=/dist \
+    pip --python /opt/venv/bin/python install --no-cache-dir --no-index --no-deps /dist/*.whl
 ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
 USER ray
 WORKDIR /home/ray
