@@ -1,7 +1,8 @@
-"""Container images without a daemon: buildah in a store of its own, and every byte that an image would be pushed with."""
+"""Container images without a daemon: buildah in a store of its own, and every byte that is pushed."""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import shlex
@@ -31,7 +32,7 @@ class Store:
     ) -> subprocess.CompletedProcess[str]:
         places = ["--root", f"{self.folder}/root", "--runroot", f"{self.folder}/run", "--storage-driver", self.driver]
         done = subprocess.run(
-            ["nice", "buildah", *places, *words], text=True, capture_output=True, timeout=timeout,
+            ["buildah", *places, *words], text=True, capture_output=True, timeout=timeout,
             env={**os.environ, "BUILDAH_ISOLATION": "chroot", "TMPDIR": str(self.folder), **(env or {})},
         )  # fmt: skip
         if done.returncode:
@@ -55,10 +56,35 @@ class Store:
         return folder
 
     def remove(self) -> None:
-        """Its layers belong to other users and some are mounted, so that a plain rmtree fails."""
-        subprocess.run(["nice", "buildah", "--root", f"{self.folder}/root", "--runroot", f"{self.folder}/run",
-                        "--storage-driver", self.driver, "rmi", "--all", "--force"], capture_output=True)  # fmt: skip
+        """Layers that are mounted would stop a plain rmtree."""
+        with contextlib.suppress(RuntimeError):
+            self.buildah("rm", "--all")
+            self.buildah("rmi", "--all", "--force")
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def has(self, image: str) -> bool:
+        try:
+            return bool(self.buildah("images", "-q", image).stdout)
+        except RuntimeError:
+            return False
+
+    def debians_python(self) -> None:
+        """BASE from Debian's packages, where its registry is out of reach: the same Debian, its own Python 3.11."""
+        root = self.folder / "debian"
+        packages = (
+            "ca-certificates,python3-venv,python3-pip,libpython3.11-dev"  # headers: DeepSpeed compiles against them
+        )
+        command = ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(root)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=1800)
+        for name in ("python", "python3"):
+            (root / "usr/local/bin" / name).symlink_to("/usr/bin/python3.11")
+        (root / "usr/lib/python3.11/EXTERNALLY-MANAGED").unlink()  # the real image lets pip install into its Python
+        container = self.buildah("from", "scratch").stdout.strip()
+        self.buildah("add", container, str(root), "/")
+        shutil.rmtree(root)
+        places = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        self.buildah("config", "--env", f"PATH={places}", "--cmd", "python3", container)
+        self.buildah("commit", "--rm", container, BASE)
 
 
 def chunks(file: Path) -> Iterator[bytes]:
@@ -74,9 +100,12 @@ def chunks(file: Path) -> Iterator[bytes]:
 
 def found(folder: Path, planted: Mapping[str, str]) -> set[str]:
     """The names of those secrets of which a file in `folder` holds a byte-for-byte copy."""
-    files = [file for file in folder.iterdir() if file.is_file()]
     return {
-        name for file in files for chunk in chunks(file) for name, secret in planted.items() if secret.encode() in chunk
+        name
+        for file in folder.iterdir()
+        for chunk in chunks(file)
+        for name, secret in planted.items()
+        if secret.encode() in chunk
     }
 
 

@@ -8,13 +8,16 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt ./
 
 FROM uv AS wheels
-ENV VIRTUAL_ENV=/opt/venv
+ENV VIRTUAL_ENV=/opt/venv UV_LINK_MODE=copy
 # torch for CPUs from its makers' index (pytorch.org, "Start locally") and no other, where it would bring gigabytes of CUDA
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # compiled here: whoever runs it may not write to /opt/venv, and would compile torch anew in every process
-RUN uv venv /opt/venv \
-    && uv pip install --no-cache --compile-bytecode -c constraints.txt --no-deps --index-url "$TORCH_INDEX" torch torchvision \
-    && uv pip install --no-cache --compile-bytecode -c constraints.txt \
+ARG UV_COMPILE_BYTECODE=1
+# what was downloaded stays with the builder, not in the image: new constraints do not fetch gigabytes again
+RUN --mount=type=cache,id=uv,target=/root/.cache/uv \
+    uv venv $VIRTUAL_ENV \
+    && uv pip install -c constraints.txt --no-deps --index-url "$TORCH_INDEX" torch torchvision \
+    && uv pip install -c constraints.txt \
        torch torchvision timm pyarrow boto3 pydantic click pyyaml numpy pillow safetensors "ray[serve]" prometheus-client \
        requests openslide-python openslide-bin tifffile simplejpeg faiss-cpu
 
