@@ -243,7 +243,12 @@ def ports(run: config.Run) -> Check:
 
 def disk(run: config.Run) -> Check:
     places = {"here": Path.cwd(), "Ray's folder": Path(os.environ.get("RAY_TMPDIR") or "/tmp")}
-    usage = {name: shutil.disk_usage(path) for name, path in places.items()}
+    # Ray makes its folder when it starts
+    there = {
+        name: next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+        for name, path in places.items()
+    }
+    usage = {name: shutil.disk_usage(path) for name, path in there.items()}
     found = ", ".join(f"{name} {use.free / GIB:.0f} GiB free" for name, use in usage.items())
     least = min(use.free for use in usage.values())
     if least < 2 * GIB:

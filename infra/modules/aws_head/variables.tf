@@ -40,7 +40,7 @@ variable "disk_gib" {
   default     = 100
   validation {
     condition     = var.disk_gib >= 50 && var.disk_gib <= 2000
-    error_message = "disk_gib: 50 to 2000; the container image alone takes 20."
+    error_message = "disk_gib: 50 to 2000; the container image alone takes 8."
   }
 }
 
