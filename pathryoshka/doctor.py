@@ -243,12 +243,7 @@ def ports(run: config.Run) -> Check:
 
 def disk(run: config.Run) -> Check:
     places = {"here": Path.cwd(), "Ray's folder": Path(os.environ.get("RAY_TMPDIR") or "/tmp")}
-    # Ray makes its folder when it starts
-    there = {
-        name: next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-        for name, path in places.items()
-    }
-    usage = {name: shutil.disk_usage(path) for name, path in there.items()}
+    usage = {name: shutil.disk_usage(existing(path)) for name, path in places.items()}
     found = ", ".join(f"{name} {use.free / GIB:.0f} GiB free" for name, use in usage.items())
     least = min(use.free for use in usage.values())
     if least < 2 * GIB:
@@ -257,6 +252,11 @@ def disk(run: config.Run) -> Check:
     if least < 10 * GIB or full:
         return Check("disk", "warn", found, "Ray spills to no disk that is 95 % full; RAY_TMPDIR moves its folder")
     return Check("disk", "ok", found)
+
+
+def existing(path: Path) -> Path:
+    """The folder that `path` is or will be made in: Ray makes its own when it starts."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
 
 
 def open_files(run: config.Run) -> Check:

@@ -116,6 +116,13 @@ def test_disk(run: config.Run, monkeypatch: pytest.MonkeyPatch, total: int, free
     assert doctor.disk(run).state == state
 
 
+def test_a_folder_that_ray_has_yet_to_make_is_measured_where_it_will_be(
+    run: config.Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "ray" / "here"))
+    assert "GiB free" in doctor.disk(run).found
+
+
 def test_a_taken_port_is_named(run: config.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
