@@ -49,10 +49,10 @@ class Store:
         return name
 
     def pushed(self, image: str) -> Path:
-        """A folder with what goes to a registry: the layers, the manifest, and the config with history and env."""
+        """A folder with what goes to a registry: the layers (unpacked), the manifest, the config with history and env."""
         folder = self.folder / "pushed"
         shutil.rmtree(folder, ignore_errors=True)
-        self.buildah("push", image, f"dir:{folder}", timeout=3600)
+        self.buildah("push", "--disable-compression", image, f"dir:{folder}", timeout=3600)
         return folder
 
     def remove(self) -> None:
