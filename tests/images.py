@@ -49,7 +49,7 @@ class Store:
         return name
 
     def pushed(self, image: str) -> Path:
-        """A folder with what goes to a registry: the layers (unpacked), the manifest, the config with history and env."""
+        """A folder with what goes to a registry: layers (unpacked), manifest, the config with history and env."""
         folder = self.folder / "pushed"
         shutil.rmtree(folder, ignore_errors=True)
         self.buildah("push", "--disable-compression", image, f"dir:{folder}", timeout=3600)
