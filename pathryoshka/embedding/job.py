@@ -122,7 +122,7 @@ def nouns(work: Work) -> str:
 
 def run(work: Work, reading: Reading, device: str, replicas: int | None, say: Say) -> dict[str, states.State]:
     """The units that are to be done, through readers and students to their parts; states by key."""
-    workers = pools(device, replicas)
+    workers = pools(device, replicas, sum(len(unit.pieces) for unit in work.todo))
     on_gpu = workers.device == "cuda"
     if not reading.batch:
         reading = replace(reading, batch=BATCH_GPU if on_gpu else BATCH)
