@@ -312,12 +312,12 @@ def test_a_manifest_holds_no_path_of_this_machine(tiles: str, student: str, tmp_
     assert pq.read_schema(io.BytesIO(next((tmp_path / "to" / "parts").iterdir()).read_bytes())).names[0] == "tile_id"
 
 
-@pytest.mark.parametrize(("num_pieces", "students"), [(1, 1), (3, 3), (100, 24)])
-def test_no_more_students_start_than_there_are_pieces(
-    num_pieces: int, students: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("num_tiles", "students"), [(0, 1), (2001, 3), (10**6, 24)])
+def test_no_more_students_start_than_there_is_work_for(
+    num_tiles: int, students: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A session may announce far more CPUs than it has cores."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr(stream.ray, "cluster_resources", lambda: {"CPU": 24.0})
-    assert stream.pools("auto", None, num_pieces) == stream.Pools(0, students, "cpu")
-    assert stream.pools("auto", 2, num_pieces).students == 2
+    assert stream.pools("auto", None, num_tiles) == stream.Pools(0, students, "cpu")
+    assert stream.pools("auto", 2, num_tiles).students == 2

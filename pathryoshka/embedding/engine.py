@@ -30,6 +30,11 @@ TILES_OF_A_SLIDE = 1000
 Say = Callable[[str], None]
 
 
+def tiles_of(units: Sequence[Unit]) -> int:
+    """About how many there are to do."""
+    return sum(TILES_OF_A_SLIDE if unit.rows is None else unit.rows for unit in units)
+
+
 @dataclass(frozen=True)
 class Engine:
     """A runtime and the student in it.
@@ -51,7 +56,7 @@ def choose(student: str, recipe: Recipe, units: Sequence[Unit], device: str, cfg
     """
     graph, version = None, installed("onnxruntime")
     if version and device == "cpu" and recipe.precision == "float32":
-        num_tiles = sum(TILES_OF_A_SLIDE if unit.rows is None else unit.rows for unit in units)
+        num_tiles = tiles_of(units)
         graph = carried(student, recipe.model_id, cfg)
         if graph is None and num_tiles >= WORTHWHILE and installed("onnx") and installed("onnxscript"):
             graph = made(student, cfg, say)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from pathryoshka import config, storage, watch
 from pathryoshka.embedding import state as states
-from pathryoshka.embedding.engine import choose
+from pathryoshka.embedding.engine import choose, tiles_of
 from pathryoshka.embedding.gather import Gatherer
 from pathryoshka.embedding.reading import Reading
 from pathryoshka.embedding.recipe import EmbedError, Recipe, settle, transform_of
@@ -122,7 +122,7 @@ def nouns(work: Work) -> str:
 
 def run(work: Work, reading: Reading, device: str, replicas: int | None, say: Say) -> dict[str, states.State]:
     """The units that are to be done, through readers and students to their parts; states by key."""
-    workers = pools(device, replicas, sum(len(unit.pieces) for unit in work.todo))
+    workers = pools(device, replicas, tiles_of(work.todo))
     on_gpu = workers.device == "cuda"
     if not reading.batch:
         reading = replace(reading, batch=BATCH_GPU if on_gpu else BATCH)

@@ -47,8 +47,11 @@ def logical_cpus(cores: int) -> int:
     return 2 * cores + 1
 
 
-def pools(device: str, replicas: int | None, num_pieces: int) -> Pools:
-    """As many as the session has room for and as there is work for: whoever has no piece to read would only start.
+TILES_A_START = 1000
+
+
+def pools(device: str, replicas: int | None, num_tiles: int) -> Pools:
+    """As many as the session has room for and as there is work for: to start one costs what a thousand tiles do.
 
     Args:
         device: auto, cpu or cuda. replicas: of the student; none = one a GPU, or one a core on a CPU.
@@ -56,7 +59,7 @@ def pools(device: str, replicas: int | None, num_pieces: int) -> Pools:
     have = ray.cluster_resources()
     alone = not os.environ.get("RAY_ADDRESS")
     cores = (os.cpu_count() or 1) if alone else max(1, int(have.get("CPU", 1)))
-    cores, gpus = max(1, min(cores, num_pieces)), int(have.get("GPU", 0))
+    cores, gpus = max(1, min(cores, -(-num_tiles // TILES_A_START))), int(have.get("GPU", 0))
     if device == "cuda" or (device == "auto" and gpus):
         return Pools(cores, replicas or max(1, gpus), "cuda")
     return Pools(0, replicas or cores, "cpu")
