@@ -104,6 +104,11 @@ li { margin: .3rem 0 }
 """.replace("LIGHT", LIGHT).replace("DARK", DARK)
 
 
+def capital(text: str) -> str:
+    """The same, its first letter large."""
+    return text[:1].upper() + text[1:]
+
+
 def page(title: str, body: str) -> str:
     """A whole HTML file around `body`, which is HTML already."""
     return (

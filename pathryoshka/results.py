@@ -31,7 +31,7 @@ from pathryoshka.evaluate.model_card import model_card_section, saw_of
 from pathryoshka.evaluate.neighbours import choose_queries, nearest
 from pathryoshka.evaluate.record import write_predictions, write_profiles
 from pathryoshka.evaluate.report import Story, write_report
-from pathryoshka.evaluate.scores import Scores, as_csv, differences_as_csv
+from pathryoshka.evaluate.scores import Difference, Row, Scores, as_csv
 from pathryoshka.evaluate.token_map import TokenMap, token_maps
 from pathryoshka.export.seen import Seen, collect_seen, merge, seen_from_bytes, seen_to_bytes
 from pathryoshka.export.verify import verify
@@ -252,9 +252,12 @@ def keep_evaluation(
     write_profiles(folder, result.sheets, cfg)
     write_predictions(folder, result.sheets, result.embedded, cfg)
     storage.write_json(storage.join(folder, "details.json"), details.model_dump(mode="json"), cfg)
-    storage.write_bytes(storage.join(folder, "scores.csv"), as_csv(result.scores).encode(), cfg)
-    storage.write_bytes(storage.join(folder, "differences.csv"), differences_as_csv(result.scores).encode(), cfg)
-    storage.write_bytes(storage.join(folder, "model_card.md"), card.encode(), cfg)
+    for name, text in (
+        ("scores.csv", as_csv(Row, result.scores.rows)),
+        ("differences.csv", as_csv(Difference, result.scores.differences)),
+        ("model_card.md", card),
+    ):
+        storage.write_bytes(storage.join(folder, name), text.encode(), cfg)
     storage.write_json(storage.join(folder, "scores.json"), result.scores.model_dump(mode="json"), cfg)
     return details
 

@@ -19,16 +19,16 @@ pytest.importorskip("onnxruntime", reason="needs onnxruntime (pip install 'pathr
 import numpy as np
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 from safetensors.numpy import load_file
 
 from pathryoshka.export.formats import check_formats, write_formats
 from pathryoshka.export.load import load
 from pathryoshka.export.record import FormatsError
 from pathryoshka.tiles.views import identity_view
+from tests.browsers import chromium, complaints, needs_chromium
 from tests.exports import SIZE, export
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TILE = sorted((Path(__file__).parent / "data" / "crc7k").glob("*.jpg"))[0]
 PICTURES = os.environ.get("PATHRYOSHKA_SCREENSHOTS")  # a folder, for whoever wants to look
 EMBED = """async (url) => {
@@ -73,18 +73,13 @@ def url(folder: Path) -> Iterator[str]:
 @pytest.fixture
 def page(url: str) -> Iterator[Page]:
     """The page, open; whatever it complains of or asks of another host fails the test."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         shown = browser.new_page(viewport={"width": 1000, "height": 800})
-        wrong: list[str] = []
-        shown.on("pageerror", lambda error: wrong.append(str(error)))
-        shown.on("console", lambda line: wrong.append(line.text) if line.type == "error" else None)
-        shown.on("request", lambda a: wrong.append(a.url) if not a.url.startswith((url, "blob:", "data:")) else None)
+        wrong = complaints(shown, (url, "blob:", "data:"), lambda kind, _: kind != "error")
         shown.goto(url)
         expect(shown.locator("#model")).to_contain_text("to PyTorch", timeout=60_000)
         yield shown
-        browser.close()
-        assert not wrong
+    assert not wrong
 
 
 # ---------------------------------------------------------------- the folder
@@ -115,7 +110,7 @@ def test_formats_written_later_leave_the_page(folder: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="NO CHROMIUM: the page without a server was not opened")
+@needs_chromium("the page without a server was not opened")
 class TestInChromium:
     def test_its_vectors_are_the_golden_ones(self, page: Page, folder: Path) -> None:
         want = load_file(folder / "golden.safetensors")["vectors"]

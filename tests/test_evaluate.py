@@ -237,7 +237,7 @@ def test_units_are_told_from_the_ids(tmp_path: Path) -> None:
     slides = [{**row, "slide_id": f"x{i // 3}", "patient_id": f"x{i // 3}"} for i, row in enumerate(rows(30))]
     for name, data, unit, n in (("tile", single, "tile", 30), ("slide", slides, "slide", 10)):
         embedded = embed_tiles({"a": mean_colour}, write(tmp_path / name, data), CFG, size=SIZE)
-        facts = describe(name, embedded, make_folds(embedded.labels, embedded.patients), False, False)
+        facts = describe(name, embedded, make_folds(embedded.labels, embedded.patients), {}, False)
         assert (facts.unit, facts.num_groups) == (unit, n)
 
 

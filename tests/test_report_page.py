@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 
 pytest.importorskip("playwright", reason="needs playwright (pip install 'pathryoshka[dev]')")
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from pathryoshka import config
 from pathryoshka.benchmarks.convert import convert
@@ -28,13 +27,13 @@ from pathryoshka.scorecard import other
 from pathryoshka.tiles.views import decode, identity_view
 from tests import benchmark_trees as trees
 from tests.blotches import CFG, write
+from tests.browsers import chromium, complaints, needs_chromium
 from tests.exports import export
 from tests.test_report import log
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="NO CHROMIUM: the report was not opened (apt-get install chromium)"),
+    needs_chromium("the report was not opened"),
 ]
 TILES = sorted((Path(__file__).parent / "data" / "crc7k").glob("*.jpg"))
 PICTURES = os.environ.get("PATHRYOSHKA_SCREENSHOTS")  # a folder, for whoever wants to look
@@ -95,10 +94,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
@@ -106,10 +103,7 @@ def page(browser: Browser, report: Path) -> Iterator[Page]:
     """The report from its file, offline; a line in the console or a request for anything else fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
     shown = context.new_page()
-    wrong: list[str] = []
-    shown.on("pageerror", lambda error: wrong.append(str(error)))
-    shown.on("console", lambda line: wrong.append(line.text))
-    shown.on("request", lambda asked: wrong.append(asked.url) if not asked.url.startswith(("file:", "data:")) else None)
+    wrong = complaints(shown, ("file:", "data:"))
     shown.goto(report.as_uri())
     yield shown
     context.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,19 +15,19 @@ pytest.importorskip("playwright", reason="needs playwright (pip install 'pathryo
 import numpy as np
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from pathryoshka import config
 from pathryoshka.export.load import load
 from pathryoshka.serve.lookup import open_lookup
 from pathryoshka.serve.slides import find_slides
+from tests.browsers import chromium, complaints, needs_chromium
 from tests.exports import export
 from tests.serving import TOKEN, house_of, listening, write_index
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="NO CHROMIUM: the page was not opened (apt-get install chromium)"),
+    needs_chromium("the page was not opened"),
 ]
 DATA = Path(__file__).parent / "data"
 SLIDE = DATA / "slides" / "CMU-1-Small-Region.svs"
@@ -51,10 +50,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
@@ -62,14 +59,7 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
     """The page, open; whatever it complains of or asks of another host fails the test."""
     context = browser.new_context(viewport={"width": 1200, "height": 1300}, reduced_motion="reduce")
     shown = context.new_page()
-    wrong: list[str] = []
-    shown.on("pageerror", lambda error: wrong.append(str(error)))
-    shown.on(
-        "console", lambda line: wrong.append(line.text) if line.type == "error" and REFUSED not in line.text else None
-    )
-    shown.on(
-        "request", lambda asked: wrong.append(asked.url) if not asked.url.startswith((url, "blob:", "data:")) else None
-    )
+    wrong = complaints(shown, (url, "blob:", "data:"), lambda kind, text: kind != "error" or REFUSED in text)
     shown.goto(f"{url}/#token={TOKEN}")
     expect(shown.locator("#work")).to_be_visible(timeout=20_000)
     yield shown

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pathryoshka import config
 from pathryoshka.cli.options import FAILED, InOrder, run_options
 
-TILES = click.option("--tiles", multiple=True, metavar="DATASET", help="data set that the tiles are from: for patient, "
-                     "site and label where the table lacks them, and for pictures; several times")  # fmt: skip
-ENCODER = click.option("--encoder", metavar="NAME", help="whose vectors, where the table has those of several")
-STUDENT = click.option("--student", metavar="EXPORT", help="that made the vectors; `build` records it for searches")
-TO = click.option("--to", required=True, metavar="INDEX", help="folder or URI of the index")
+
+def vectors_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what says whose vectors are taken, from where and into which index."""
+    for option in (
+        click.option("--student", metavar="EXPORT", help="that made the vectors; `build` records it for searches"),
+        click.option("--encoder", metavar="NAME", help="whose vectors, where the table has those of several"),
+        click.option("--tiles", multiple=True, metavar="DATASET", help="data set that the tiles are from: for patient, "
+                     "site and label where the table lacks them, and for pictures; several times"),
+        click.option("--to", required=True, metavar="INDEX", help="folder or URI of the index"),
+        run_options,
+        click.argument("table"),
+    ):  # fmt: skip
+        command = option(command)
+    return command
 
 
 @click.group(cls=InOrder)
@@ -22,41 +33,23 @@ def index() -> None:
 
 
 @index.command(name="build")
-@click.argument("table")
-@run_options
-@TO
-@TILES
-@ENCODER
-@STUDENT
+@vectors_options
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True)
-def index_build(
-    run: config.Run, table: str, to: str, tiles: tuple[str, ...], encoder: str | None, student: str | None, dtype: str
-) -> None:
+def index_build(run: config.Run, table: str, to: str, dtype: str, **given: Any) -> None:
     """Make an index of TABLE: a Parquet file of vectors, or a folder of them."""
     from pathryoshka.search import writing
 
-    made = writing.build(
-        table, to, run.storage, tiles=tiles, encoder=encoder, student=student, dtype=dtype, say=click.echo
-    )
+    made = writing.build(table, to, run.storage, dtype=dtype, say=click.echo, **given)
     click.echo(f"{to}: {made.rows} tiles, {made.width} numbers each")
 
 
 @index.command(name="add")
-@click.argument("table")
-@run_options
-@TO
-@TILES
-@ENCODER
-@STUDENT
-def index_add(
-    run: config.Run, table: str, to: str, tiles: tuple[str, ...], encoder: str | None, student: str | None
-) -> None:
+@vectors_options
+def index_add(run: config.Run, table: str, to: str, **given: Any) -> None:
     """Add the tiles of TABLE that the index does not have."""
     from pathryoshka.search import writing
 
-    made, added, met = writing.add(
-        table, to, run.storage, tiles=tiles, encoder=encoder, student=student, say=click.echo
-    )
+    made, added, met = writing.add(table, to, run.storage, say=click.echo, **given)
     click.echo(f"{to}: {added} tiles added, {met} were there; {made.rows} in all")
 
 

@@ -27,6 +27,8 @@ from pathryoshka.embedding.sources import Shard, Unit
 MAX_BLOCKS = 10_000
 """Ray keeps a little state for each input block; more pieces go several to a block."""
 LEAST_LIMIT = 16 * 2**20
+TILES_A_START = 1000
+"""What the start of a student on a CPU costs, in tiles: a session may announce many more CPUs than there are cores."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +49,20 @@ def logical_cpus(cores: int) -> int:
     return 2 * cores + 1
 
 
-TILES_A_START = 1000
-
-
 def pools(device: str, replicas: int | None, num_tiles: int) -> Pools:
-    """As many as the session has room for and as there is work for: to start one costs what a thousand tiles do.
+    """As many as the session has room for.
 
     Args:
-        device: auto, cpu or cuda. replicas: of the student; none = one a GPU, or one a core on a CPU.
+        device: auto, cpu or cuda. replicas: of the student; none = one a GPU, or on CPUs one a core, but no more than
+            its start is worth. num_tiles: that are to be embedded.
     """
     have = ray.cluster_resources()
     alone = not os.environ.get("RAY_ADDRESS")
     cores = (os.cpu_count() or 1) if alone else max(1, int(have.get("CPU", 1)))
-    cores, gpus = max(1, min(cores, -(-num_tiles // TILES_A_START))), int(have.get("GPU", 0))
+    gpus = int(have.get("GPU", 0))
     if device == "cuda" or (device == "auto" and gpus):
         return Pools(cores, replicas or max(1, gpus), "cuda")
-    return Pools(0, replicas or cores, "cpu")
+    return Pools(0, replicas or max(1, min(cores, -(-num_tiles // TILES_A_START))), "cpu")
 
 
 def bytes_in_flight(how: Reading, pools: Pools) -> int:

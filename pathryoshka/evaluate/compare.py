@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathryoshka import config
 from pathryoshka.evaluate import rulers, scoring
 from pathryoshka.evaluate.contenders import Contender
-from pathryoshka.evaluate.datasets import licence_of, short_names, without_seen
+from pathryoshka.evaluate.datasets import short_names, without_seen
 from pathryoshka.evaluate.embed import Embedded, EmbedError, embed_tiles
 from pathryoshka.evaluate.pca import pca_of
 from pathryoshka.evaluate.rulers import Ruler
@@ -24,6 +24,7 @@ from pathryoshka.evaluate.swaps import swap_tests
 from pathryoshka.evaluate.tally import Profile, difference, mean
 from pathryoshka.export.seen import Seen
 from pathryoshka.tiles.places import place_of
+from pathryoshka.tiles.shards import read_manifest
 
 Key = tuple[str, str, int]
 """(protocol, encoder, width)"""
@@ -94,7 +95,8 @@ def evaluate(
     kept: dict[str, Embedded] = {}
     sheets: dict[str, Sheet] = {}
     for name, uri in zip(names, cfg.tiles, strict=True):
-        task = rulers.task_of(uri, storage)
+        made_by = read_manifest(uri, storage).made_by
+        task = rulers.task_of(made_by)
         embedded = embed_tiles(
             {c.name: c.encode for c in contenders}, uri, storage, splits=cfg.splits, size=size,
             max_tiles=cfg.max_tiles, batch=batch, keys={c.name: c.key for c in contenders}, keep=keep,
@@ -108,9 +110,8 @@ def evaluate(
             was_seen |= found
             notes += remarks
         embedded, ruler, facts, remarks = rulers.ruler_of(
-            name, uri, task, embedded, was_seen, families, labelled, cfg, storage
+            name, uri, task, embedded, made_by, was_seen, families, labelled, cfg, storage
         )
-        facts = facts.model_copy(update={"licence": licence_of(uri, storage)})
         notes += remarks
         sheets[name] = score(contenders, widths, embedded, ruler, facts)
         reach = max((width for other, width in sheets[name].found if other == PCA), default=0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,6 @@ from pathryoshka.evaluate.embed import Embedded
 from pathryoshka.evaluate.folds import Fold
 from pathryoshka.evaluate.scores import DataSet, Task
 from pathryoshka.export.seen import Seen, SeenError
-from pathryoshka.tiles.shards import read_manifest
 
 CHANCE_MATCHES = 0.01
 """Share of tiles that may look like seen ones by accident: they are left out. More than that is no accident."""
@@ -48,11 +48,12 @@ def describe(
     name: str,
     embedded: Embedded,
     folds: Sequence[Fold],
-    phantom: bool,
+    made_by: Mapping[str, Any],
     seen: bool,
     thing: str = "tile",
     task: Task = "classification",
 ) -> DataSet:
+    """What is known of a data set; `made_by` is what its manifest says of where it is from."""
     num_groups = len(set(embedded.patients))
     unit = "patient"
     if task == "pairs":
@@ -72,9 +73,10 @@ def describe(
         num_scored=len(set(np.concatenate([fold.test for fold in folds]))) if folds else len(embedded),
         num_unlabelled=embedded.num_unlabelled,
         num_failed=len(embedded.failures),
-        phantom=phantom,
+        phantom=made_by.get("kind") == "phantom",
         seen=seen,
         task=task,
+        licence=str(made_by.get("licence", "")),
     )
 
 
@@ -124,13 +126,3 @@ def short_names(uris: Sequence[str]) -> tuple[str, ...]:
         if len(set(names)) == len(uris):
             return names
     raise config.ConfigError("evaluate.tiles names a data set twice")
-
-
-def licence_of(uri: str, storage: config.Storage) -> str:
-    """What its manifest says of a data set's licence; "" where it says nothing."""
-    return str(read_manifest(uri, storage).made_by.get("licence", ""))
-
-
-def is_phantom(uri: str, storage: config.Storage) -> bool:
-    """Whether the manifest says that the tiles were drawn by a program."""
-    return read_manifest(uri, storage).made_by.get("kind") == "phantom"

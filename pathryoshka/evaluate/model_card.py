@@ -11,6 +11,7 @@ from pathryoshka.evaluate.scores import Cost, DataSet, Difference, Row, Scores
 from pathryoshka.evaluate.scoring import DRAWN, PROTOCOLS
 from pathryoshka.evaluate.swaps import chance
 from pathryoshka.export.seen import Seen
+from pathryoshka.page import capital
 
 HEADING = "## What each width is worth"
 NOTHING = (
@@ -70,9 +71,8 @@ def data_set_part(scores: Scores, dataset: DataSet) -> list[str]:
     there = [p for p in DRAWN[dataset.task] if any(r.protocol == p for r in rows)]
     parts = [f"### {dataset.name}{shown}", about(dataset)]
     for protocol in there:
-        title = PROTOCOLS[protocol].title
-        said = f"{title[0].upper()}{title[1:]}: {PROTOCOLS[protocol].metric}"
-        parts += [f"{said}.", width_table([r for r in rows if r.protocol == protocol])]
+        said = f"{capital(PROTOCOLS[protocol].title)}: {PROTOCOLS[protocol].metric}."
+        parts += [said, width_table([r for r in rows if r.protocol == protocol])]
     others = [p for p in dict.fromkeys(r.protocol for r in rows) if p not in there]
     if others:
         parts += ["Other protocols, each encoder with all its numbers:", protocol_table(rows, others)]
@@ -84,15 +84,10 @@ def data_set_part(scores: Scores, dataset: DataSet) -> list[str]:
 
 def about(dataset: DataSet) -> str:
     what = f"{len(dataset.labels)} classes" if dataset.task == "classification" else ", ".join(dataset.labels)
-    how = f"{dataset.num_folds}-fold cross-validation by {dataset.unit}"
-    if dataset.num_folds == 1 or dataset.task == "regression":
-        how = f"the data set's own folds, {dataset.num_scored:,} {dataset.thing}s scored"
-    if dataset.task == "pairs":
-        how = "every pair of slides, nothing learned"
     guess = "" if dataset.chance is None else f" Chance is {dataset.chance:.2f}."
     licence = f" Licence of the data: {dataset.licence}." if dataset.licence else " Licence of the data: not recorded."
     size = f"{dataset.num_tiles:,} {dataset.thing}s of {dataset.num_groups:,} {dataset.unit}s"
-    return f"{size}, {what}; {how}.{guess}{licence}"
+    return f"{size}, {what}; {dataset.how_scored}.{guess}{licence}"
 
 
 def width_table(rows: Sequence[Row]) -> str:

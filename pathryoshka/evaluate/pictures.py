@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from pathryoshka.evaluate.scores import DataSet, Row, Scores
 from pathryoshka.evaluate.scoring import DRAWN, PROTOCOLS, UNITS
-from pathryoshka.page import COLOURS
+from pathryoshka.page import COLOURS, capital
 
 MARKERS = ("D", "s", "^", "v", "P")
 NESTED = {
@@ -233,10 +233,6 @@ def short(value: float, digits: int = 2) -> str:
     text = f"{abs(value):.{digits}f}"
     sign = "\N{MINUS SIGN}" if value < 0 and float(text) else ""
     return sign + (text.removeprefix("0") if text.startswith("0.") else text)
-
-
-def capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def thousands(value: float) -> str:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from pathryoshka import config
 from pathryoshka.evaluate import scoring
-from pathryoshka.evaluate.datasets import alike_apart, describe, is_phantom, remarks_on
+from pathryoshka.evaluate.datasets import alike_apart, describe, remarks_on
 from pathryoshka.evaluate.embed import Embedded, EmbedError
 from pathryoshka.evaluate.folds import Fold, make_folds
 from pathryoshka.evaluate.protocols.ridge import gene_expression
@@ -23,7 +24,6 @@ from pathryoshka.evaluate.slides import Bags, as_slides, missing
 from pathryoshka.evaluate.tally import Tally, combine
 from pathryoshka.tiles.measured import Measured, read_measured
 from pathryoshka.tiles.places import place_of
-from pathryoshka.tiles.shards import read_manifest
 
 TASKS: tuple[Task, ...] = ("classification", "regression", "pairs")
 
@@ -45,10 +45,9 @@ class Ruler:
     bags: Bags | None = None
 
 
-def task_of(uri: str, cfg: config.Storage) -> Task:
+def task_of(made_by: Mapping[str, Any]) -> Task:
     """What its manifest says a data set is for; classes, where it says nothing that can be scored otherwise."""
-    said = read_manifest(uri, cfg).made_by.get("task")
-    return next((task for task in TASKS if task == said), "classification")
+    return next((task for task in TASKS if task == made_by.get("task")), "classification")
 
 
 def by_class(embedded: Embedded, folds: Sequence[Fold], protocols: Sequence[str], bags: Bags | None = None) -> Ruler:
@@ -135,6 +134,7 @@ def ruler_of(
     uri: str,
     task: Task,
     embedded: Embedded,
+    made_by: Mapping[str, Any],
     seen: bool,
     families: Sequence[str],
     labelled: Mapping[str, tuple[str, str | None]] | None,
@@ -142,7 +142,7 @@ def ruler_of(
     storage: config.Storage,
 ) -> tuple[Embedded, Ruler, DataSet, list[str]]:
     """How a data set is scored, its rows as they are scored, what has to be said about it."""
-    phantom, notes = is_phantom(uri, storage), []
+    notes: list[str] = []
     if task == "pairs":
         whole = whole_places(embedded)
         if not whole.any():
@@ -152,18 +152,18 @@ def ruler_of(
         if not whole.all():
             notes.append(f"{(~whole).sum()} tiles of {name} show places that not every slide shows; left out.")
         embedded = embedded.keep(whole)
-        facts = describe(name, embedded, (), phantom, seen, task=task)
+        facts = describe(name, embedded, (), made_by, seen, task=task)
         return embedded, by_pairs(embedded), facts, [*notes, *remarks_on(facts, cfg)]
     if task == "regression":
         measured = read_measured(uri, storage)
         folds = measured_folds(embedded, measured)
-        facts = describe(name, embedded, folds, phantom, seen, task=task)
+        facts = describe(name, embedded, folds, made_by, seen, task=task)
         return embedded, by_expression(embedded, folds, measured), facts, remarks_on(facts, cfg)
     bags = None
     if labelled:
         notes += missing(labelled, embedded.slides.tolist(), str(cfg.slides))
         embedded, bags = as_slides(embedded, labelled)
     folds = make_folds(embedded.labels, embedded.patients, cfg.folds, splits=embedded.splits)
-    facts = describe(name, embedded, folds, phantom, seen, "slide" if bags else "tile")
+    facts = describe(name, embedded, folds, made_by, seen, "slide" if bags else "tile")
     notes += [*remarks_on(facts, cfg), *alike_apart(name, embedded, folds)]
     return embedded, by_class(embedded, folds, families, bags), facts, notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -92,6 +93,18 @@ class DataSet(Frozen):
         """What guessing scores; None where nobody can guess."""
         return 1 / len(self.labels) if self.task == "classification" else None
 
+    @property
+    def how_scored(self) -> str:
+        """In words that follow a comma."""
+        if self.task == "pairs":
+            return "every pair of slides; nothing is learned"
+        if self.task == "regression":
+            folds = "fold" if self.num_folds == 1 else "folds"
+            return f"the data set's own {self.num_folds} {folds}, {self.num_scored:,} tiles scored"
+        if self.num_folds == 1:
+            return f"the data set's own split, {self.num_scored:,} {self.thing}s scored"
+        return f"{self.num_folds}-fold cross-validation split by {self.unit}"
+
 
 class Cost(Frozen):
     """What an encoder takes: `width` numbers out, parameters without classifier, GFLOP a view (None: not countable).
@@ -128,19 +141,10 @@ class Scores(Frozen):
         return tuple(dict.fromkeys(r.encoder for r in self.rows if r.kind == kind))
 
 
-def as_csv(scores: Scores) -> str:
-    """The rows as a table: a line a score, columns as the fields of `Row`."""
+def as_csv(kind: type[Row] | type[Difference], rows: Sequence[Row] | Sequence[Difference]) -> str:
+    """A table: a line a row, columns as the fields of its kind."""
     sink = io.StringIO()
-    writer = csv.DictWriter(sink, fieldnames=list(Row.model_fields), lineterminator="\n")
+    writer = csv.DictWriter(sink, fieldnames=list(kind.model_fields), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row.model_dump() for row in scores.rows)
-    return sink.getvalue()
-
-
-def differences_as_csv(scores: Scores) -> str:
-    """The differences likewise."""
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, fieldnames=list(Difference.model_fields), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row.model_dump() for row in scores.differences)
+    writer.writerows(row.model_dump() for row in rows)
     return sink.getvalue()

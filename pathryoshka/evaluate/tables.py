@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from pathryoshka.evaluate.pictures import capital, describe_scores, drawn, score_figure, short, thousands, to_svg
+from pathryoshka.evaluate.pictures import describe_scores, drawn, score_figure, short, thousands, to_svg
 from pathryoshka.evaluate.scores import PCA, TEACHERS_MEAN, Cost, DataSet, Row, Scores
 from pathryoshka.evaluate.scoring import DRAWN, PROTOCOLS, UNITS
 from pathryoshka.evaluate.swaps import chance
-from pathryoshka.page import drawing, table
+from pathryoshka.page import capital, drawing, table
 
 SWAPS = (
     "Better or worse where the 95 % interval leaves out 0. Swap p: how often the difference is as large when units "
@@ -34,7 +34,7 @@ def data_set_part(scores: Scores, dataset: DataSet) -> str:
         "each a unit of its own" if dataset.unit == dataset.thing else f"of {plural(dataset.num_groups, dataset.unit)}"
     )
     caption = (
-        f"{capital(UNITS[dataset.task])}, {how_scored(dataset)}; band and bars: 95 % "
+        f"{capital(UNITS[dataset.task])}, {dataset.how_scored}; band and bars: 95 % "
         f"interval over {dataset.unit}s. Horizontal lines: teachers, with all their numbers."
     )
     name = "".join(c if c.isalnum() else "-" for c in dataset.name)
@@ -51,16 +51,6 @@ def data_set_part(scores: Scores, dataset: DataSet) -> str:
         f'<p class="faint">{plural(dataset.num_tiles, dataset.thing)} {units}: {classes}</p>\n'
         f"{drawing(wide, narrow, caption, says)}\n{first}\n{difference_table(scores, dataset)}\n{folded}"
     )
-
-
-def how_scored(dataset: DataSet) -> str:
-    if dataset.task == "pairs":
-        return "every pair of slides; nothing is learned"
-    if dataset.task == "regression":
-        return f"the data set's own {plural(dataset.num_folds, 'fold')}, {dataset.num_scored:,} tiles scored"
-    if dataset.num_folds == 1:
-        return f"the data set's own split, {dataset.num_scored:,} {dataset.thing}s scored"
-    return f"{dataset.num_folds}-fold cross-validation split by {dataset.unit}"
 
 
 def score_table(scores: Scores, dataset: DataSet, probe: str) -> str:
