@@ -32,7 +32,7 @@ def test_it_says_widths_scores_data_licences_and_what_was_seen() -> None:
     for part in (
         "Widths 16, 48: the first numbers",
         "### glands (PHANTOM tissue, drawn by a program)",
-        "90 tiles of 30 patients, 2 classes; 5-fold cross-validation by patient. Chance is 0.50.",
+        "90 tiles of 30 patients, 2 classes; 5-fold cross-validation split by patient. Chance is 0.50.",
         "Licence of the data: CC-BY-4.0.",
         "| student | 0.710 [0.66, 0.76] | 0.740 [0.69, 0.79] |",
         "| student 48 | lite0 16 | -6.0 [-10.0, -2.0] | .012 |",
@@ -60,7 +60,7 @@ def test_seen_data_and_other_tasks_are_marked() -> None:
     other = DataSet(**facts, num_scored=9, num_unlabelled=0, num_failed=0, task="regression")  # type: ignore[arg-type]
     row = some_scores().rows[0].model_copy(update={"dataset": "idc", "protocol": "expression"})
     text = model_card_section(some_scores().model_copy(update={"datasets": (other,), "rows": (row,)}))
-    assert "9 tiles of 3 slides, IDC; the data set's own folds, 9 tiles scored." in text and "Chance" not in text
+    assert "9 tiles of 3 slides, IDC; the data set's own 3 folds, 9 tiles scored." in text and "Chance" not in text
     assert "Gene expression: Pearson's correlation" in text
 
 
