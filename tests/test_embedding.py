@@ -237,7 +237,7 @@ def test_files_for_other_tools(student: str, tmp_path: Path, in_process: None) -
     h5py, anndata = pytest.importorskip("h5py"), pytest.importorskip("anndata")
     pytest.importorskip("openslide", reason="SKIPPED: openslide is not installed, no slide was embedded")
     run([str(CMU)], student, tmp_path / "to", cut=Cut(mpp=(1.0,), stride=112))
-    for form in ("trident", "anndata"):
+    for form in ("trident", "anndata", "zarr"):
         assert "1 slides" in export_slides(str(tmp_path / "to"), form, CFG)
     table = read_table(str(tmp_path / "to"), CFG).to_pandas().set_index(["x", "y"])
     with h5py.File(tmp_path / "to" / "trident" / "CMU-1-Small-Region.h5") as file:
@@ -253,6 +253,10 @@ def test_files_for_other_tools(student: str, tmp_path: Path, in_process: None) -
     read = anndata.read_h5ad(tmp_path / "to" / "anndata" / "CMU-1-Small-Region.h5ad")
     assert read.shape == (len(table), 64) and {"tile_id", "slide_id", "patient_id", "x", "y"} <= set(read.obs)
     np.testing.assert_allclose(read.obsm["spatial"][:, 0], read.obs["x"] + 112 / 0.499, atol=0.1)
+    assert "1 slides" in export_slides(str(tmp_path / "to"), "zarr", CFG)  # again: over what was there
+    chunked = anndata.read_zarr(tmp_path / "to" / "zarr" / "CMU-1-Small-Region.zarr")
+    np.testing.assert_array_equal(chunked.X, read.X)
+    assert chunked.obs.astype(str).equals(read.obs.astype(str)) and chunked.uns["pathryoshka"]["width"] == 64
 
 
 def test_tiles_without_a_place_have_no_such_files(tiles: str, student: str, tmp_path: Path) -> None:

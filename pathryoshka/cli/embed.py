@@ -10,7 +10,8 @@ import click
 from pathryoshka import config
 from pathryoshka.cli.options import FAILED, run_options
 
-FORMATS = "beside the table, a file a slide for other tools, too; several times  [default: parquet, the table alone]"
+FORMS = click.Choice(("parquet", "trident", "anndata", "zarr"))
+FORMS_HELP = "beside the table, a file a slide for other tools, too; several times  [default: parquet, the table alone]"
 FLOATS16, BFLOATS = click.Choice(("float32", "float16")), click.Choice(("float32", "bfloat16"))
 FILTERS = click.Choice(("pen", "black", "white", "blur"))
 
@@ -21,7 +22,7 @@ FILTERS = click.Choice(("pen", "black", "white", "blur"))
 @click.option("--student", required=True, metavar="EXPORT", help="folder or URI that `pathryoshka export` wrote")
 @click.option("--to", required=True, help="folder or URI of the table of vectors")
 @click.option("--width", type=int, help="numbers a tile, one of the student's widths  [default: all]")
-@click.option("--format", "formats", multiple=True, type=click.Choice(("parquet", "trident", "anndata")), help=FORMATS)
+@click.option("--format", "formats", multiple=True, type=FORMS, help=FORMS_HELP)
 @click.option("--dtype", type=FLOATS16, default="float32", show_default=True, help="of the numbers in the table")
 @click.option("--precision", type=BFLOATS, default="float32", show_default=True, help="in which the student computes")
 @click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)

@@ -1,14 +1,15 @@
-"""A finished table as files that other tools read, one a slide: HDF5 in the layout of TRIDENT, AnnData.
+"""A finished table as files that other tools read, one a slide: HDF5 in the layout of TRIDENT, AnnData in HDF5 or Zarr.
 
 Written from the table, so they can be made again at any time; a slide is in memory at a time.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +22,16 @@ from pathryoshka.embedding.table import iter_slides
 from pathryoshka.features.table import as_matrix
 from pathryoshka.tiles.cutting import safe
 
+if TYPE_CHECKING:
+    import anndata
+
 UM_AT_1X = 10.0
 """Micrometres a pixel at magnification 1, as TRIDENT reckons: 0.25 is 40x."""
 
 
 def export_slides(to: str, form: str, cfg: config.Storage) -> str:
-    """Writes `<to>/<form>/<slide>.h5` (trident) or `.h5ad` (anndata) of every slide; what was done, in words.
+    """Writes `<to>/<form>/<slide>.h5` (trident), `.h5ad` (anndata) or the folder `.zarr` (zarr) of every slide; what
+    was done, in words.
 
     Raises:
         EmbedRefused: no table, tiles that lie on no slide, or the package that writes such files is not installed.
@@ -46,10 +51,16 @@ def export_slides(to: str, form: str, cfg: config.Storage) -> str:
                     f"{form} wants to know where tiles lie on their slide, which is not known of {slide_id}; embed "
                     "slides, or tiles that `pathryoshka tiles cut` made"
                 )
-            file = Path(folder, f"{safe(slide_id)}{suffix}")
-            write(file, slide_id, table, manifest.recipe)
-            storage.write_bytes(storage.join(to, form, file.name), file.read_bytes(), cfg)
-            file.unlink()
+            made = Path(folder, f"{safe(slide_id)}{suffix}")
+            write(made, slide_id, table, manifest.recipe)
+            place = storage.join(to, form, made.name)
+            if made.is_dir():
+                storage.delete(place, cfg)  # chunks of a larger one would stay
+                storage.upload_folder(made, place, cfg)
+                shutil.rmtree(made)
+            else:
+                storage.write_bytes(place, made.read_bytes(), cfg)
+                made.unlink()
             count += 1
     return f"{storage.join(to, form)}: {count} slides"
 
@@ -82,7 +93,7 @@ def write_trident(file: Path, slide_id: str, table: pa.Table, recipe: Recipe) ->
         out.create_dataset("coords", data=coords, chunks=True, maxshape=(None, 2)).attrs.update(attributes)
 
 
-def write_anndata(file: Path, slide_id: str, table: pa.Table, recipe: Recipe) -> None:
+def as_anndata(slide_id: str, table: pa.Table, recipe: Recipe) -> anndata.AnnData:
     """`X` [N, D]; `obs` by tile id; `obsm["spatial"]` the centres of tiles in pixels of level 0, as spatial tools have
     spots; `uns` the model and the slide."""
     import anndata
@@ -97,12 +108,20 @@ def write_anndata(file: Path, slide_id: str, table: pa.Table, recipe: Recipe) ->
     of: dict[str, Any] = {"model_id": recipe.model_id, "slide_id": slide_id, "width": recipe.width}
     vectors = as_matrix(table[VECTOR]).astype(np.float32)
     var = pd.DataFrame(index=pd.Index([f"z{i}" for i in range(recipe.width)], dtype=object))
-    made = anndata.AnnData(vectors, obs=obs, var=var, obsm={"spatial": centres}, uns={"pathryoshka": of})
-    made.write_h5ad(file)
+    return anndata.AnnData(vectors, obs=obs, var=var, obsm={"spatial": centres}, uns={"pathryoshka": of})
+
+
+def write_anndata(file: Path, slide_id: str, table: pa.Table, recipe: Recipe) -> None:
+    as_anndata(slide_id, table, recipe).write_h5ad(file)
+
+
+def write_zarr(folder: Path, slide_id: str, table: pa.Table, recipe: Recipe) -> None:
+    as_anndata(slide_id, table, recipe).write_zarr(folder)
 
 
 Write = Callable[[Path, str, pa.Table, Recipe], None]
 FORMS: dict[str, tuple[Write, str, str]] = {
     "trident": (write_trident, ".h5", "h5py"),
     "anndata": (write_anndata, ".h5ad", "anndata"),
+    "zarr": (write_zarr, ".zarr", "zarr"),
 }

@@ -15,13 +15,14 @@ def register() -> None:
     """What slide2vec calls once, through the entry point."""
     facts = json.loads((EXPORT / "pathryoshka.json").read_text())
     widths = {"full": facts["width"]} | {str(width): width for width in facts["widths"]}
+    patch = tuple(facts["size"] // side for side in facts["grid"])
 
     @register_encoder(
         "pathryoshka",
         output_variants={name: {"encode_dim": width} for name, width in widths.items()},
         default_output_variant="full",
         input_size=facts["size"],
-        patch_size=tuple(facts["size"] // side for side in facts["grid"]),  # slide2vec wants it of every timm encoder
+        patch_size=patch,
         supports_variable_input_size=False,
         supported_spacing_um=None,  # an export does not say at which resolution it was trained
         default_spacing_um=0.5,
@@ -42,3 +43,10 @@ def register() -> None:
         @property
         def encode_dim(self) -> int:
             return self._width
+
+        def _dense_patch_size(self) -> tuple[int, int]:  # slide2vec asks `patch_embed`, which only a ViT has
+            return patch
+
+        def encode_tiles_dense(self, batch: torch.Tensor) -> torch.Tensor:
+            features = self._model.forward_features(batch)
+            return features if features.ndim == 4 else super().encode_tiles_dense(batch)  # a CNN's are a grid already
