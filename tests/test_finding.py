@@ -56,6 +56,15 @@ def test_folders_and_globs(tmp_path: Path) -> None:
         found(tmp_path / "*.scn")
 
 
+def test_names_that_lead_nowhere_are_refused_at_once(tmp_path: Path) -> None:
+    touch(tmp_path / "a.svs")
+    with pytest.raises(ImportRefused, match="nothing is at .*none.svs"):
+        found(tmp_path / "none.svs")
+    with pytest.raises(ImportRefused, match="nothing is at /no-such-slide"):
+        found(Path("/no-such-slide"))
+    assert found(tmp_path / "a.svs", tmp_path / "none.svs") == ["a", "none"]  # one of several is that slide's failure
+
+
 def test_a_csv_names_slides_relative_to_itself(tmp_path: Path) -> None:
     write_slide(tmp_path / "in" / "one.tif", mpp=None)
     write_slide(tmp_path / "in" / "two.tif")

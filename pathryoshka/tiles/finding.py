@@ -55,6 +55,9 @@ def find_slides(
             raise ImportRefused(f"{one.uri} and {other.uri} are both slide {named(one.uri)!r}; rename one of them")
     if not slides:
         raise ImportRefused("no slide to cut; name at least one file")
+    # one that is missing among others is that slide's failure; where no name leads anywhere, it is the command's
+    if len(slides) <= len(places) and not any(storage.exists(slide.uri, cfg) for slide in slides):
+        raise ImportRefused(f"nothing is at {', '.join(slide.uri for slide in slides[:3])}")
     return slides
 
 
@@ -148,7 +151,7 @@ def companions(uri: str, cfg: config.Storage) -> dict[str, int]:
     """The files of a slide, beside each other, with their bytes: MIRAX keeps its pixels in a folder of its name, DICOM
     its levels in files beside each other; nothing when the slide itself is missing."""
     base, _, name = uri.rpartition("/")
-    there = storage.list_files(base, cfg)
+    there = storage.list_files(base or "/", cfg)
     if name not in there:
         return {}
     suffix, own = posixpath.splitext(name)[1].lower(), {name: there[name]}
