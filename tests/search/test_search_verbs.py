@@ -17,7 +17,7 @@ from pathryoshka.tiles.shards import write_manifest, write_shard
 from tests.exports import export
 from tests.indices import CFG, NAMES, NUM, damage, facts, ids, vectors, write_table
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 def run(*words: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -13,45 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pathryoshka.search import index as index_room
 from pathryoshka.search import open_index, writing
 from pathryoshka.search.manifest import SearchError, read_manifest
-from tests.indices import CFG, MODEL, NUM, WIDTH, damage, facts, ids, index_of, vectors, write_table
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    return index_of(tmp_path_factory.mktemp("index"))
-
-
-@pytest.fixture(scope="module")
-def table(made: tuple[str, Path]) -> str:
-    return made[0]
-
-
-@pytest.fixture(scope="module")
-def built(made: tuple[str, Path]) -> Path:
-    """Not to be changed."""
-    return made[1]
-
-
-@pytest.fixture(scope="module")
-def x_ND() -> np.ndarray:
-    return vectors(NUM)
-
-
-@pytest.fixture
-def own(built: Path, tmp_path: Path) -> Path:
-    """A copy to be changed."""
-    return Path(shutil.copytree(built, tmp_path / "index"))
-
-
-@pytest.fixture
-def listing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short-lists in an index so small that it would be searched exactly."""
-    monkeypatch.setattr(index_room, "FEW", 0)
-    monkeypatch.setattr("pathryoshka.search.scan.PART_ROWS", 500)
-
+from tests.indices import CFG, MODEL, NUM, WIDTH, damage, facts, ids, vectors, write_table
 
 KILLED = """
 import sys
