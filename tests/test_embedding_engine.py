@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime", reason="needs onnxruntime (pip install 'pathr
 
 from pathryoshka import config, load
 from pathryoshka.embedding import engine
-from pathryoshka.embedding.engine import ONNX, Engine, choose
+from pathryoshka.embedding.engine import ONNX, Engine, at_hand, choose
 from pathryoshka.embedding.recipe import EmbedRefused, Recipe
 from pathryoshka.embedding.sources import Unit, find_units
 from pathryoshka.embedding.stream import Embed
@@ -59,10 +59,11 @@ def chosen(
 
 
 def gives_the_vectors_of(made: Engine, student: str) -> None:
-    """In batches that do not come out even, and in none at all."""
+    """In batches that do not come out even, and in none at all; and its tokens."""
     views = np.random.default_rng(0).integers(0, 256, (37, SIZE, SIZE, 3), dtype=np.uint8)
-    embed = Embed(made).student.embed
-    got = embed(views)
+    working = Embed(made).student
+    embed, got = working.embed, working.embed(views)
+    np.testing.assert_allclose(working.tokens(views), load(student, width=WIDTH).tokens(views).numpy(), atol=1e-4)
     np.testing.assert_allclose(got, load(student, width=WIDTH).embed(views).numpy(), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-6)
     assert got.dtype == np.float32 and embed(views[:0]).shape == (0, WIDTH)
@@ -123,3 +124,26 @@ def test_a_damaged_graph_is_refused(
     (copy / FOLDER / file).write_bytes((copy / FOLDER / file).read_bytes()[:-9])
     with pytest.raises(EmbedRefused, match=says):
         chosen(str(copy), units)
+
+
+def test_without_pytorch_a_student_without_a_graph_is_refused(
+    plain: str, carrying: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "installed", lambda package: None if package == "torch" else "1")
+    assert at_hand(carrying, facts_at(carrying, CFG), "cpu", 1, CFG).name == "onnxruntime 1"
+    with pytest.raises(EmbedRefused, match="pathryoshka formats .* --only onnx"):
+        at_hand(plain, facts_at(plain, CFG), "cpu", 1, CFG)
+
+
+@pytest.mark.parametrize(("carries", "device", "engine"), [
+    (True, "cpu", "onnxruntime"), (False, "cpu", "torch"), (True, "cuda", "torch"),
+])  # fmt: skip
+def test_a_service_takes_what_is_at_hand(plain: str, carrying: str, carries: bool, device: str, engine: str) -> None:
+    student = carrying if carries else plain
+    facts = facts_at(student, CFG)
+    made = at_hand(student, facts, device, 2, CFG)
+    assert made.name.startswith(f"{engine} ") and made.arguments["num_threads"] == 2
+    if device == "cpu":
+        views = np.random.default_rng(1).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+        got = made.student(**made.arguments).embed(views)
+        np.testing.assert_allclose(got, load(student).embed(views).numpy(), atol=1e-5)

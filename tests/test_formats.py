@@ -99,6 +99,14 @@ def test_onnx_gives_the_whole_vector_of_the_trained_student_for_any_batch(folder
     np.testing.assert_allclose(got, want, atol=1e-4 * max(1, np.abs(want).max()))
 
 
+def test_onnx_gives_the_tokens_of_the_same_pass(folder: Path) -> None:
+    session = onnxruntime.InferenceSession(folder / "formats" / "model.onnx", providers=["CPUExecutionProvider"])
+    embedding, tokens = session.run(None, {"tiles": golden()})
+    want = load(folder).tokens(golden()).numpy()
+    np.testing.assert_allclose(tokens, want, atol=1e-4 * max(1, np.abs(want).max()))
+    np.testing.assert_array_equal(embedding, run_onnx(folder / "formats" / "model.onnx", golden()))
+
+
 @pytest.mark.parametrize("num", [1, 5])
 def test_torch_export_gives_it_too(folder: Path, num: int) -> None:
     tiles = torch.from_numpy(tiles_of(num))
@@ -119,11 +127,13 @@ def test_the_onnx_file_says_what_it_takes_and_is_valid_and_whole(folder: Path) -
     model = onnx.load(folder / "formats" / "model.onnx", load_external_data=False)
     onnx.checker.check_model(model, full_check=True)
     assert next(o.version for o in model.opset_import if o.domain == "") >= 18
-    (tiles,), (embedding,) = model.graph.input, model.graph.output
+    (tiles,), (embedding, tokens) = model.graph.input, model.graph.output
     assert (tiles.name, tiles.type.tensor_type.elem_type) == ("tiles", onnx.TensorProto.UINT8)
     shape = [d.dim_param or d.dim_value for d in tiles.type.tensor_type.shape.dim]
     assert isinstance(shape[0], str) and shape[1:] == [SIZE, SIZE, 3]
-    assert embedding.name == "embedding" and not any(t.external_data for t in model.graph.initializer)
+    assert (embedding.name, tokens.name) == ("embedding", "tokens") and not any(
+        t.external_data for t in model.graph.initializer
+    )
 
 
 def test_no_file_names_a_folder_of_this_machine(folder: Path) -> None:

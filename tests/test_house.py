@@ -216,9 +216,10 @@ def test_readers_and_the_controller_of_training_do_not_wait_for_torch() -> None:
     assert not {"torch", "timm", "deepspeed"} & set(loaded)
 
 
-def test_embedding_in_onnx_runtime_waits_for_no_torch() -> None:
-    """Neither its driver nor its students do, in a process of their own each."""
-    code = "import sys, pathryoshka.embedding.job, pathryoshka.embedding.onnx_student; print(*sys.modules)"
+@pytest.mark.parametrize("driver", ["embedding.job", "serve.run"])
+def test_a_student_in_onnx_runtime_waits_for_no_torch(driver: str) -> None:
+    """Neither the driver nor the students do, in a process of their own each."""
+    code = f"import sys, pathryoshka.{driver}, pathryoshka.embedding.onnx_student; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "timm", "scipy"} & set(loaded)
 

@@ -20,6 +20,7 @@ import ray
 import requests
 
 from pathryoshka import config
+from pathryoshka.export.formats import write_formats
 from pathryoshka.export.load import load
 from pathryoshka.serve.client import Client
 from pathryoshka.serve.service import Running, Service, running
@@ -35,9 +36,10 @@ TILE = np.random.default_rng(3).integers(0, 256, (40, 40, 3), dtype=np.uint8)
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two students of one shape and other weights."""
+    """Two students of one shape and other weights; the first is served in ONNX Runtime, the second in PyTorch."""
     where = tmp_path_factory.mktemp("exports")
     export(where / "a")
+    write_formats(where / "a", ("onnx",))
     student, cfg = student_of("vit", seed=7)
     run = config.Run(name="tiny", student=cfg, views=config.Views(size=32), export=config.Export(licence="mit"))
     export(where / "b", student=student, heads=heads_of(student, cfg), run=run)
@@ -103,6 +105,7 @@ class Load:
 
 
 def test_it_answers_as_the_export_does(up: Running, exports: tuple[Path, Path]) -> None:
+    assert up.engine.startswith("onnxruntime ")
     client = Client(up.service.url, TOKEN)
     for width in (16, 48):
         wanted = load(exports[0], width=width).embed(TILE[None])[0]
@@ -144,6 +147,7 @@ def test_a_swap_under_load_is_without_an_error_and_no_answer_mixes_models(
     assert {model_id for model_id, _ in said} == set(right)
     assert all(abs(float(number) - float(right[model_id])) < 3e-5 for model_id, number in said)
     assert {model_id for model_id, _ in said[done + load_.num_threads :]} == {models[1].model_id}
+    assert up.engine.startswith("torch ")
 
 
 def test_a_swap_that_fails_changes_nothing(up: Running, tmp_path: Path) -> None:

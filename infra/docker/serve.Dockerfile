@@ -1,4 +1,5 @@
-# The embedding service alone, on CPUs: no Data, Train, Tune, DeepSpeed or teachers. From the repository's root:
+# The embedding service alone, on CPUs, its student in ONNX Runtime: no PyTorch, Data, Train, Tune, DeepSpeed or teachers.
+# From the repository's root, with an export that carries its graph (`pathryoshka formats out/demo/export --only onnx`):
 #
 #   docker build -t pathryoshka-serve -f infra/docker/serve.Dockerfile .
 #   docker run --rm --init --shm-size=1g -p 127.0.0.1:8000:8000 -v "$PWD/out/demo/export:/model:ro" pathryoshka-serve
@@ -9,16 +10,20 @@ COPY pyproject.toml constraints.txt ./
 
 FROM uv AS wheels
 ENV VIRTUAL_ENV=/opt/venv UV_LINK_MODE=copy
-# torch for CPUs from its makers' index (pytorch.org, "Start locally") and no other, where it would bring gigabytes of CUDA
+# --build-arg TORCH=1: also for exports without their graph; torch for CPUs from its makers' index (pytorch.org, "Start
+# locally") and no other, where it would bring gigabytes of CUDA
+ARG TORCH=
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # compiled here: whoever runs it may not write to /opt/venv, and would compile torch anew in every process
 ARG UV_COMPILE_BYTECODE=1
 # what was downloaded stays with the builder, not in the image: new constraints do not fetch gigabytes again
 RUN --mount=type=cache,id=uv,target=/root/.cache/uv \
     uv venv $VIRTUAL_ENV \
-    && uv pip install -c constraints.txt --no-deps --index-url "$TORCH_INDEX" torch torchvision \
+    && if [ -n "$TORCH" ]; then \
+       uv pip install -c constraints.txt --no-deps --index-url "$TORCH_INDEX" torch torchvision \
+       && uv pip install -c constraints.txt torch torchvision timm safetensors; fi \
     && uv pip install -c constraints.txt \
-       torch torchvision timm pyarrow boto3 pydantic click pyyaml numpy pillow safetensors "ray[serve]" prometheus-client \
+       onnxruntime pyarrow boto3 pydantic click pyyaml numpy pillow "ray[serve]" prometheus-client \
        requests openslide-python openslide-bin tifffile simplejpeg faiss-cpu
 
 FROM uv AS ours

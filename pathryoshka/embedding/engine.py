@@ -40,7 +40,7 @@ class Engine:
     """A runtime and the student in it.
 
     Attributes:
-        name: with its version. student: class with `embed(views)`, made with `arguments`.
+        name: with its version. student: class with `embed(views)` and `tokens(views)`, made with `arguments`.
     """
 
     name: str
@@ -54,20 +54,46 @@ def choose(student: str, recipe: Recipe, units: Sequence[Unit], device: str, cfg
     Raises:
         EmbedRefused: the ONNX file of the export is not what its record says.
     """
-    graph, version = None, installed("onnxruntime")
-    if version and device == "cpu" and recipe.precision == "float32":
-        num_tiles = tiles_of(units)
+    graph = None
+    if device == "cpu" and recipe.precision == "float32" and installed("onnxruntime"):
         graph = carried(student, recipe.model_id, cfg)
-        if graph is None and num_tiles >= WORTHWHILE and installed("onnx") and installed("onnxscript"):
+        if graph is None and tiles_of(units) >= WORTHWHILE and installed("onnx") and installed("onnxscript"):
             graph = made(student, cfg, say)
     if graph is not None:
-        from pathryoshka.embedding.onnx_student import OnnxStudent
+        return in_onnx_runtime(graph, recipe.width)
+    return in_torch(student, cfg, width=recipe.width, device=device, precision=recipe.precision)
 
-        return Engine(f"onnxruntime {version}", OnnxStudent, {"graph": graph, "width": recipe.width})
+
+def at_hand(student: str, facts: dict[str, Any], device: str, num_threads: int, cfg: config.Storage) -> Engine:
+    """The engine in which the whole embedding of the export at `student` is served: what it carries, nothing is made.
+
+    Raises:
+        EmbedRefused: the ONNX file of the export is not what its record says, or no engine is installed for it.
+    """
+    graph = None
+    if device == "cpu" and installed("onnxruntime"):
+        graph = carried(student, facts["model_id"], cfg)
+    if graph is not None:
+        return in_onnx_runtime(graph, facts["width"], num_threads)
+    return in_torch(student, cfg, width=facts["width"], device=device, num_threads=num_threads)
+
+
+def in_onnx_runtime(graph: bytes, width: int, num_threads: int = 1) -> Engine:
+    from pathryoshka.embedding.onnx_student import OnnxStudent
+
+    given = {"graph": graph, "width": width, "num_threads": num_threads}
+    return Engine(f"onnxruntime {installed('onnxruntime')}", OnnxStudent, given)
+
+
+def in_torch(student: str, cfg: config.Storage, **given: Any) -> Engine:
+    if not installed("torch"):
+        raise EmbedRefused(
+            f"{student} has no graph for ONNX Runtime, and PyTorch is not installed here; "
+            f"`pathryoshka formats {student} --only onnx` writes one where it is"
+        )
     from pathryoshka.embedding.student import Student
 
-    given = {"path": student, "storage": cfg, "device": device, "precision": recipe.precision, "width": recipe.width}
-    return Engine(f"torch {installed('torch')}", Student, given)
+    return Engine(f"torch {installed('torch')}", Student, {"path": student, "storage": cfg, **given})
 
 
 def installed(package: str) -> str | None:

@@ -40,25 +40,34 @@ class Student:
 
     Args:
         path: of the export. width: numbers that are kept.
-        precision: float32, or bfloat16 for tensor cores.
+        precision: of `embed`: float32, or bfloat16 for tensor cores.
 
     Raises:
         LoadError: it is no export, or was not trained for that width.
     """
 
-    def __init__(self, path: str, width: int, storage: config.Storage, *, device: str, precision: str) -> None:
+    def __init__(
+        self,
+        path: str,
+        storage: config.Storage,
+        *,
+        width: int,
+        device: str,
+        precision: str = "float32",
+        num_threads: int = 1,
+    ) -> None:
         # blocks of Ray are; nothing here writes to them
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         keep_freed_memory()
-        torch.set_num_threads(1)
+        torch.set_num_threads(num_threads)
         self.device, self.dtype = device, getattr(torch, precision)
-        model = load(path, width, storage=storage)
+        self.model = load(path, width, storage=storage)
         with torch.inference_mode():
             on_cpu = device == "cpu"
-            self.trunk = quicken(Alone(model.timm_model), model.size, on_cpu, precision == "float32")
+            self.trunk = quicken(Alone(self.model.timm_model), self.model.size, on_cpu, precision == "float32")
         self.trunk = self.trunk.to(device, self.dtype)
         self.width = width
-        self.scale, self.shift = (t.to(device) for t in folded(model))
+        self.scale, self.shift = (t.to(device) for t in folded(self.model))
         self.each = CPU_PASS if on_cpu else 0
 
     @torch.inference_mode()
@@ -67,6 +76,10 @@ class Student:
         each = self.each or max(1, len(views))
         parts = [self.forward(views[start : start + each]) for start in range(0, len(views), each)]
         return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, self.width), np.float32)
+
+    def tokens(self, views: np.ndarray) -> np.ndarray:
+        """uint8 [N, S, S, 3] -> fp32 [N, tokens, width], row by row over the grid, not normalised."""
+        return self.model.tokens(views).numpy()
 
     def forward(self, views: np.ndarray) -> Tensor:
         x_BHWC = torch.from_numpy(views).to(self.device, non_blocking=True)

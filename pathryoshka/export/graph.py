@@ -1,4 +1,4 @@
-"""The network as other runtimes get it: pixels in, the whole embedding out, normalisation of the pixels inside."""
+"""The network as other runtimes get it: pixels in, embedding and tokens out, normalisation of the pixels inside."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pathryoshka.export.load import Embedder
+from pathryoshka.export.load import Embedder, as_tokens
+from pathryoshka.export.record import EMBEDDING, TILES, TOKENS
 
-INPUT, OUTPUT = "tiles", "embedding"
 OPSET = 18
-BATCH = {INPUT: {0: torch.export.Dim("batch")}}
+BATCH = {TILES: {0: torch.export.Dim("batch")}}
 
 
 class Graph(nn.Module):
@@ -32,14 +32,28 @@ class Graph(nn.Module):
         self.register_buffer("scale", 1 / (255 * embedder.std))
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-        x_BCHW = tiles.permute(0, 3, 1, 2).float()
-        return self.timm_model((x_BCHW - self.mean) * self.scale)
+        return self.timm_model(self.pixels(tiles))
+
+    def pixels(self, tiles: torch.Tensor) -> torch.Tensor:
+        return (tiles.permute(0, 3, 1, 2).float() - self.mean) * self.scale
 
 
-def graph_of(embedder: Embedder) -> tuple[Graph, torch.Tensor]:
+class GraphWithTokens(Graph):
+    """`forward`: as `Graph`, and beside it the tokens of the same pass, fp32 [B, N, Dt], as `Embedder.tokens`."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__(embedder)
+        self.facts = embedder.facts
+
+    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        features = self.timm_model.forward_features(self.pixels(tiles))  # type: ignore[operator]
+        return self.timm_model.forward_head(features), as_tokens(features, self.facts)  # type: ignore[operator]
+
+
+def graph_of(embedder: Embedder, kind: type[Graph] = Graph) -> tuple[Graph, torch.Tensor]:
     """The network on the CPU in evaluation mode, and two tiles to trace it with."""
     tiles = torch.zeros(2, embedder.size, embedder.size, 3, dtype=torch.uint8)
-    return Graph(embedder).cpu().float().eval(), tiles
+    return kind(embedder).cpu().float().eval(), tiles
 
 
 def write_program(embedder: Embedder, to: Path) -> None:
@@ -56,11 +70,11 @@ def write_onnx(embedder: Embedder, to: Path) -> None:
     """An ONNX file for any batch size, weights inside."""
     import onnx
 
-    graph, tiles = graph_of(embedder)
+    graph, tiles = graph_of(embedder, GraphWithTokens)
     with quiet():
         program = torch.onnx.export(
-            graph, (tiles,), input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=BATCH, opset_version=OPSET,
-            dynamo=True, verbose=False,
+            graph, (tiles,), input_names=[TILES], output_names=[EMBEDDING, TOKENS], dynamic_shapes=BATCH,
+            opset_version=OPSET, dynamo=True, verbose=False,
         )  # fmt: skip
     assert program is not None
     model = program.model_proto

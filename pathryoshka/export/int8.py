@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from pathryoshka.export.graph import INPUT, quiet
+from pathryoshka.export.graph import quiet
+from pathryoshka.export.record import TILES
 
 MARGIN = 1e-3
 """What dynamic must hold better by, to be kept: it is the slower one, by a factor of six for the demo's ResNet."""
@@ -72,7 +73,7 @@ class Tiles:
     """What ONNX Runtime calls a calibration data reader: batches under the name of the input, then None."""
 
     def __init__(self, tiles: np.ndarray, batch: int = 8) -> None:
-        self.batches = iter([{INPUT: tiles[start : start + batch]} for start in range(0, len(tiles), batch)])
+        self.batches = iter([{TILES: tiles[start : start + batch]} for start in range(0, len(tiles), batch)])
 
     def get_next(self) -> dict[str, Any] | None:
         return next(self.batches, None)

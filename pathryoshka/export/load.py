@@ -64,12 +64,8 @@ class Embedder(nn.Module):
         """
         out = []
         for x in self.batches(images):
-            features = self.timm_model.forward_features(x)  # type: ignore[operator]
-            if features.ndim == 4:
-                if features.shape[1] == self.facts["token_width"]:
-                    features = features.permute(0, 2, 3, 1)
-                features = features.flatten(1, 2)
-            out.append(features[:, self.facts["num_prefix"] :, : self.width].float().cpu())
+            tokens = as_tokens(self.timm_model.forward_features(x), self.facts)  # type: ignore[operator]
+            out.append(tokens[:, :, : self.width].float().cpu())
         return torch.cat(out)
 
     def batches(self, images: np.ndarray | torch.Tensor) -> Iterator[torch.Tensor]:
@@ -81,6 +77,14 @@ class Embedder(nn.Module):
         for start in range(0, len(pixels), BATCH):
             batch = torch.stack([self.transform(tile) for tile in pixels[start : start + BATCH]])
             yield batch.to(self.mean.device)
+
+
+def as_tokens(features: torch.Tensor, facts: dict[str, Any]) -> torch.Tensor:
+    """What timm's `forward_features` gives, a map or a sequence -> [B, N, Dt], row by row, without prefix tokens."""
+    if features.ndim == 4:
+        channels_first = features.shape[1] == facts["token_width"]
+        features = (features.permute(0, 2, 3, 1) if channels_first else features).flatten(1, 2)
+    return features[:, facts["num_prefix"] :]
 
 
 def load(

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 FOLDER, RECORD = "formats", "formats.json"
+TILES, EMBEDDING, TOKENS = "tiles", "embedding", "tokens"
+"""What goes into the ONNX file and what comes out of it, by name."""
 FILES = {"onnx": "model.onnx", "int8": "model.int8.onnx", "torch-export": "model.pt2"}
-NOTE = "uint8 tiles in, whole embedding out; a width is normalize(out[:, :width])"
+NOTE = "uint8 tiles in, whole embedding out; a width is normalize(out[:, :width]); ONNX files give tokens, too"
 
 
 class FormatsError(ValueError):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from pathryoshka.export.record import EMBEDDING, TILES
 
 Encode = Callable[[np.ndarray], np.ndarray]
 """uint8 [B, size, size, 3] -> fp32 [B, D], not cut."""
@@ -38,16 +41,20 @@ def open_format(path: Path, num_threads: int = 0) -> Encode:
     return open_onnx(path, num_threads) if path.suffix == ".onnx" else open_program(path)
 
 
-def open_onnx(file: Path | bytes, num_threads: int = 0) -> Encode:
+def open_onnx(file: Path, num_threads: int = 0) -> Encode:
+    session = open_session(file, num_threads)
+    return lambda tiles: session.run([EMBEDDING], {TILES: tiles})[0]
+
+
+def open_session(file: Path | bytes, num_threads: int = 0) -> Any:
+    """An `onnxruntime.InferenceSession` on the CPU."""
     needs("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 3  # its warnings are about its own graph rewriting
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda tiles: session.run(None, {name: tiles})[0]
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
 def open_program(path: Path) -> Encode:

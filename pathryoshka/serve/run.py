@@ -50,6 +50,7 @@ def serve_until_stopped(
     try:
         with running(service, say) as up:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own there, which aborts
+            say(f"the student: {up.engine} on {device}{hint(up.engine, model, device)}")
             say(f"the page: {service.url}/" + (f"#token={token}" if token else ""))
             say(f"the routes: {service.url}/docs" + (f"; the token is in {file}" if token else "; no token is asked"))
             try:
@@ -63,6 +64,11 @@ def serve_until_stopped(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def hint(engine: str, model: str, device: str) -> str:
+    slow = device == "cpu" and engine.startswith("torch")
+    return f"; quicker with its graph: pathryoshka formats {model} --only onnx" if slow else ""
 
 
 def swap(deploy: Callable[[str, str | None], str], service: Service, say: Callable[[str], None]) -> None:

@@ -20,6 +20,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 
 from pathryoshka import config
+from pathryoshka.embedding.engine import at_hand, installed
 from pathryoshka.export.facts import local_folder, read_facts
 from pathryoshka.serve.door import House, make_door
 from pathryoshka.serve.gate import Gate
@@ -97,20 +98,27 @@ class Door:
 
 
 class Running:
-    """A service that is up. Not for several processes: whoever started it swaps and ends it."""
+    """A service that is up. Not for several processes: whoever started it swaps and ends it.
+
+    Attributes:
+        engine: in which its students compute, with its version.
+    """
 
     def __init__(self, service: Service) -> None:
-        self.service, self.version = service, 0
+        self.service, self.version, self.engine = service, 0, ""
 
     def deploy(self, model: str, index: str | None) -> str:
         """Brings up students and doors for `model`, beside what is there; returns its model id.
 
         Raises:
-            LoadError: no export there. ValueError: an index of another model. Nothing has changed then.
+            LoadError: no export there. EmbedRefused: nothing here computes it. ValueError: an index of another model.
+            Nothing has changed then.
         """
         service = self.service
         with local_folder(model, service.storage) as folder:
             facts = read_facts(folder, model)
+        if not installed("torch"):  # as in the small image: say it here, not in the log of a replica that dies
+            at_hand(model, facts, service.device, 1, service.storage)
         if index is not None:
             open_lookup(index, facts["model_id"], facts["width"], service.storage)
         application = f"student-{self.version + 1}"
@@ -128,7 +136,7 @@ class Running:
         serve.run(bound, name=application, route_prefix=None)
         try:
             handle = serve.get_app_handle(application)
-            model_id, rate, batch = handle.about.remote().result(timeout_s=30)
+            model_id, engine, rate, batch = handle.about.remote().result(timeout_s=30)
             if model_id != facts["model_id"]:
                 raise ValueError(f"{model} changed while it was being loaded; try again")
             given = {
@@ -145,6 +153,7 @@ class Running:
             wait_until_replaced(DRAIN_S)
             serve.delete(f"student-{self.version}")
         self.version += 1
+        self.engine = engine
         return facts["model_id"]
 
 

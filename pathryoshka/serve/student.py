@@ -10,7 +10,8 @@ import numpy as np
 from ray import serve
 
 from pathryoshka import config
-from pathryoshka.export.load import load
+from pathryoshka.embedding.engine import at_hand
+from pathryoshka.export.facts import facts_at
 
 LARGEST_BATCH = 32
 """Tiles of one forward pass, at most."""
@@ -26,14 +27,15 @@ def num_views(requests: list[np.ndarray]) -> int:
 
 @serve.deployment(name="student")
 class Student:
-    """One replica: the model, on its device."""
+    """One replica: the model in its engine, on its device."""
 
     def __init__(self, path: str, device: str, threads: int, storage: dict[str, Any]) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        self.model = load(path, device=device, storage=config.Storage.model_validate(storage))
-        blank = np.full((LARGEST_BATCH, self.model.size, self.model.size, 3), 255, np.uint8)
+        cfg = config.Storage.model_validate(storage)
+        self.facts = facts_at(path, cfg)
+        engine = at_hand(path, self.facts, device, threads, cfg)
+        self.engine, self.model = engine.name, engine.student(**engine.arguments)
+        size = self.facts["size"]
+        blank = np.full((LARGEST_BATCH, size, size, 3), 255, np.uint8)
         spent = []
         for _ in range(WARM_UPS):  # the first one compiles, allocates, reads pages
             began = time.perf_counter()
@@ -43,9 +45,9 @@ class Student:
         self.batch = max(1, min(LARGEST_BATCH, int(self.rate * PASS_S)))
         self.forward.set_max_batch_size(self.batch)  # type: ignore[attr-defined]
 
-    async def about(self) -> tuple[str, float, int]:
-        """(model id, tiles a second, tiles of one forward pass)."""
-        return self.model.model_id, self.rate, self.batch
+    async def about(self) -> tuple[str, str, float, int]:
+        """(model id, engine, tiles a second, tiles of one forward pass)."""
+        return self.facts["model_id"], self.engine, self.rate, self.batch
 
     async def embed(self, views: np.ndarray) -> np.ndarray:
         """uint8 [n, size, size, 3] -> fp32 [n, all numbers], rows of length 1."""
@@ -57,10 +59,10 @@ class Student:
         """As `embed`, for parts of several requests that are one forward pass together."""
         vectors = await asyncio.to_thread(self.model.embed, np.concatenate(requests))
         ends = np.cumsum([len(views) for views in requests])[:-1]
-        return list(np.split(vectors.numpy(), ends))
+        return list(np.split(vectors, ends))
 
     async def tokens(self, view: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """uint8 [size, size, 3] -> fp32 [N, D], row by row over the grid that comes with it (rows, columns)."""
         tokens = await asyncio.to_thread(self.model.tokens, view[None])
-        rows, columns = self.model.facts["grid"]
-        return tokens[0].numpy(), (rows, columns)
+        rows, columns = self.facts["grid"]
+        return tokens[0], (rows, columns)

@@ -26,7 +26,7 @@ def test_the_same_vectors_as_on_the_cpu(tmp_path: Path, name: str, precision: st
     views = np.random.default_rng(0).integers(0, 256, (33, SIZE, SIZE, 3), dtype=np.uint8)
     width = 48 if name == "vit" else 64
     on_cpu, on_gpu = (
-        Student(str(tmp_path / "export"), width, config.Storage(), device=device, precision=exactly)
+        Student(str(tmp_path / "export"), config.Storage(), width=width, device=device, precision=exactly)
         for device, exactly in (("cpu", "float32"), ("cuda", precision))
     )
     cosines = (on_cpu.embed(views) * on_gpu.embed(views)).sum(1)

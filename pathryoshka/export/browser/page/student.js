@@ -23,7 +23,7 @@ export async function open() {
 
 /** Uint8Array [size, size, 3] -> Float32Array, the whole embedding. */
 export async function run({ facts, session }, pixels) {
-  const { embedding } = await session.run({ tiles: new ort.Tensor("uint8", pixels, [1, facts.size, facts.size, 3]) });
+  const { embedding } = await session.run({ tiles: new ort.Tensor("uint8", pixels, [1, facts.size, facts.size, 3]) }, ["embedding"]);
   return embedding.data;
 }
 
