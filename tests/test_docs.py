@@ -12,7 +12,10 @@ from pathlib import Path
 import click
 import pytest
 
+from pathryoshka import config
+from pathryoshka.ablate.twins import load_ablation
 from pathryoshka.cli import cli
+from pathryoshka.sweep.space import load_sweep
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "infra").rglob("*.md"))]
@@ -75,8 +78,24 @@ def test_a_wrong_command_is_found() -> None:
             parsed(line)
 
 
+def files(page: Path) -> list[str]:
+    return re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if files(page)], ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_files_of_a_page_are_runs_and_sweeps(page: Path, tmp_path: Path) -> None:
+    for text in files(page):
+        (tmp_path / "run.yaml").write_text(text)
+        load = load_sweep if "sweep:" in text else load_ablation if "ablate:" in text else None
+        if load:
+            load(tmp_path / "run.yaml")
+        else:
+            config.load_run("paper_b", tmp_path / "run.yaml")
+
+
 def test_enough_pages_were_read() -> None:
     assert sum(1 for page in PAGES for _ in commands(page)) > 40
+    assert sum(len(files(page)) for page in PAGES) > 6
 
 
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
