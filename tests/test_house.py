@@ -224,6 +224,21 @@ def test_a_student_in_onnx_runtime_waits_for_no_torch(driver: str) -> None:
     assert not {"torch", "timm", "scipy"} & set(loaded)
 
 
+def test_the_service_starts_with_what_its_small_image_holds() -> None:
+    """infra/docker/serve.Dockerfile leaves these out."""
+    code = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "timm", "safetensors", "pandas", "scipy", "sklearn", "deepspeed", "matplotlib", "ray.data"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+import pathryoshka.cli.serve, pathryoshka.serve.run, pathryoshka.embedding.onnx_student
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_the_walk_agrees_with_python() -> None:
     """What the reading of the source says about the plain rooms is what a fresh interpreter loads."""
     code = "import sys, pathryoshka.recipes, pathryoshka.storage, pathryoshka.tiles.plan; print(*sys.modules)"

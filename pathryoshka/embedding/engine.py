@@ -14,12 +14,14 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pathryoshka import config, storage
 from pathryoshka.embedding.recipe import EmbedRefused, Recipe
-from pathryoshka.embedding.sources import Unit
 from pathryoshka.export.record import FILES, FOLDER, RECORD, FormatsError, parsed
+
+if TYPE_CHECKING:
+    from pathryoshka.embedding.sources import Unit
 
 ONNX = FILES["onnx"]
 WORTHWHILE = 4000
