@@ -230,7 +230,7 @@ def test_the_service_starts_with_what_its_small_image_holds() -> None:
 import sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name in ("torch", "timm", "safetensors", "pandas", "scipy", "sklearn", "deepspeed", "matplotlib", "ray.data"):
+        if name in ("torch", "timm", "safetensors", "pandas", "scipy", "sklearn", "matplotlib", "ray.data"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Missing())
 import pathryoshka.cli.serve, pathryoshka.serve.run, pathryoshka.embedding.onnx_student
