@@ -147,3 +147,12 @@ def test_a_service_takes_what_is_at_hand(plain: str, carrying: str, carries: boo
         views = np.random.default_rng(1).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
         got = made.student(**made.arguments).embed(views)
         np.testing.assert_allclose(got, load(student).embed(views).numpy(), atol=1e-5)
+
+
+def test_a_damaged_graph_is_refused_before_a_service_starts_anything(carrying: str, tmp_path: Path) -> None:
+    from pathryoshka.serve.service import Running, Service
+
+    copy = shutil.copytree(carrying, tmp_path / "copy")
+    (copy / FOLDER / ONNX).write_bytes(b"no graph")
+    with pytest.raises(EmbedRefused, match="model.onnx is damaged"):
+        Running(Service(model=str(copy))).deploy(str(copy), None)

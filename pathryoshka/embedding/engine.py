@@ -70,14 +70,27 @@ def at_hand(student: str, facts: dict[str, Any], device: str, num_threads: int, 
     """The engine in which the whole embedding of the export at `student` is served: what it carries, nothing is made.
 
     Raises:
-        EmbedRefused: the ONNX file of the export is not what its record says, or no engine is installed for it.
+        EmbedRefused: as `graph_at_hand`.
     """
-    graph = None
-    if device == "cpu" and installed("onnxruntime"):
-        graph = carried(student, facts["model_id"], cfg)
+    graph = graph_at_hand(student, facts["model_id"], device, cfg)
     if graph is not None:
         return in_onnx_runtime(graph, facts["width"], num_threads)
     return in_torch(student, cfg, width=facts["width"], device=device, num_threads=num_threads)
+
+
+def graph_at_hand(student: str, model_id: str, device: str, cfg: config.Storage) -> bytes | None:
+    """The graph in which an export is served, none where PyTorch has to; what `at_hand` refuses, without its imports.
+
+    Raises:
+        EmbedRefused: the ONNX file of the export is not what its record says, or no engine is installed for it.
+    """
+    graph = carried(student, model_id, cfg) if device == "cpu" and installed("onnxruntime") else None
+    if graph is None and not installed("torch"):
+        raise EmbedRefused(
+            f"{student} has no graph for ONNX Runtime, and PyTorch is not installed here; "
+            f"`pathryoshka formats {student} --only onnx` writes one where it is"
+        )
+    return graph
 
 
 def in_onnx_runtime(graph: bytes, width: int, num_threads: int = 1) -> Engine:
@@ -88,11 +101,6 @@ def in_onnx_runtime(graph: bytes, width: int, num_threads: int = 1) -> Engine:
 
 
 def in_torch(student: str, cfg: config.Storage, **given: Any) -> Engine:
-    if not installed("torch"):
-        raise EmbedRefused(
-            f"{student} has no graph for ONNX Runtime, and PyTorch is not installed here; "
-            f"`pathryoshka formats {student} --only onnx` writes one where it is"
-        )
     from pathryoshka.embedding.student import Student
 
     return Engine(f"torch {installed('torch')}", Student, {"path": student, "storage": cfg, **given})

@@ -20,7 +20,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 
 from pathryoshka import config
-from pathryoshka.embedding.engine import at_hand, installed
+from pathryoshka.embedding.engine import graph_at_hand
 from pathryoshka.export.facts import local_folder, read_facts
 from pathryoshka.serve.door import House, make_door
 from pathryoshka.serve.gate import Gate
@@ -111,14 +111,13 @@ class Running:
         """Brings up students and doors for `model`, beside what is there; returns its model id.
 
         Raises:
-            LoadError: no export there. EmbedRefused: nothing here computes it. ValueError: an index of another model.
-            Nothing has changed then.
+            LoadError: no export there. EmbedRefused: its graph is damaged, or nothing here computes it.
+            ValueError: an index of another model. Nothing has changed then.
         """
         service = self.service
         with local_folder(model, service.storage) as folder:
             facts = read_facts(folder, model)
-        if not installed("torch"):  # as in the small image: say it here, not in the log of a replica that dies
-            at_hand(model, facts, service.device, 1, service.storage)
+        graph_at_hand(model, facts["model_id"], service.device, service.storage)  # refused here, not by a dying replica
         if index is not None:
             open_lookup(index, facts["model_id"], facts["width"], service.storage)
         application = f"student-{self.version + 1}"
