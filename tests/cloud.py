@@ -106,7 +106,7 @@ class Cloud:
     endpoint: str
     name: str
     workers: dict[str, subprocess.Popen[Any]] = field(default_factory=dict)
-    started: list[dict[str, Any]] = field(default_factory=list)
+    started: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.ec2 = boto3.client("ec2", endpoint_url=self.endpoint, region_name=REGION,
@@ -124,6 +124,12 @@ class Cloud:
         ]
         pages = self.ec2.describe_instances(Filters=filters)["Reservations"]
         return [instance for page in pages for instance in page["Instances"]]
+
+    def market(self, instance: str) -> tuple[str, str]:
+        """Type and market of an instance. To be asked when it works: moto lists one before it knows that it is spot."""
+        (page,) = self.ec2.describe_instances(InstanceIds=[instance])["Reservations"]
+        (found,) = page["Instances"]
+        return found["InstanceType"], found.get("InstanceLifecycle", "on demand")
 
     def environment(self, of_script: dict[str, str]) -> dict[str, str]:
         """What a boot script sets, and what this machine needs beside; RAY_* of the test run stay outside."""
@@ -179,7 +185,7 @@ class Cloud:
             while not self.stopping.wait(0.5):
                 running = {instance["InstanceId"]: instance for instance in self.instances("worker")}
                 for one in [one for one in running if one not in self.workers]:
-                    self.started.append(running[one])
+                    self.started.append(one)
                     self.workers[one] = self.start_worker(running[one])
                 for one, process in self.workers.items():
                     if one not in running and process.poll() is None:

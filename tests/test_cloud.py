@@ -122,8 +122,8 @@ def test_nobody_gets_in_without_the_token(lab: Cloud) -> None:
     assert (cloud.status(jobs), cloud.status(jobs, "w" * 43), cloud.status(jobs, lab.token)) == (401, 403, 200)
 
 
-def run_on(lab: Cloud, resources: dict[str, float], gpus: int) -> dict[str, Any]:
-    """The instance on which a job's one task with these demands ran."""
+def run_on(lab: Cloud, resources: dict[str, float], gpus: int) -> tuple[str, str]:
+    """Type and market of the instance on which a job's one task with these demands ran."""
     script = lab.folder / "job.py"
     script.write_text(
         "import os, ray\n"
@@ -144,20 +144,18 @@ def run_on(lab: Cloud, resources: dict[str, float], gpus: int) -> dict[str, Any]
     state = cloud.wait_until("the job", lambda: (s := jobs(job)["status"]) in ended and s, 120)
     said = jobs(f"{job}/logs")["logs"]
     assert state == "SUCCEEDED", said
-    (found,) = [one for one in lab.started if f"ran on {one['InstanceId']}" in said]
-    return found
+    (found,) = [one for one in lab.started if f"ran on {one}" in said]
+    return lab.market(found)
 
 
 def test_a_task_for_a_teacher_starts_one_at_the_spot_price(lab: Cloud) -> None:
     assert not lab.instances("worker")
-    instance = run_on(lab, {"teacher": 0.001}, gpus=1)
-    assert (instance["InstanceType"], instance["InstanceLifecycle"]) == ("g6e.12xlarge", "spot")
+    assert run_on(lab, {"teacher": 0.001}, gpus=1) == ("g6e.12xlarge", "spot")
     assert len(lab.started) == 1
 
 
 def test_where_spot_is_refused_an_instance_on_demand_starts(lab: Cloud) -> None:
-    instance = run_on(lab, {"cpu": 0.001}, gpus=0)
-    assert (instance["InstanceType"], instance.get("InstanceLifecycle")) == ("c7i.2xlarge", None)
+    assert run_on(lab, {"cpu": 0.001}, gpus=0) == ("c7i.2xlarge", "on demand")
 
 
 def test_a_run_distils_on_machines_of_both_roles(lab: Cloud, tmp_path: Path) -> None:
@@ -189,7 +187,7 @@ def test_a_run_distils_on_machines_of_both_roles(lab: Cloud, tmp_path: Path) -> 
         if verb[0] == "distill":
             assert "trained on 160 of 160 views, each exactly once" in done.stdout
     assert (root / "runs" / NAME / "export" / "model.safetensors").exists()
-    kinds = {(one["InstanceType"], one.get("InstanceLifecycle", "on demand")) for one in lab.started}
+    kinds = {lab.market(one) for one in lab.started}
     assert kinds - {("c7i.2xlarge", "on demand")} == {("g6e.12xlarge", "spot"), ("p4d.24xlarge", "on demand")}
 
 
