@@ -158,15 +158,19 @@ def tcga_uniform(root: Path) -> None:
                 save(root / cancer / str(level) / slide / f"{slide}_1_2.jpg", 10 * c + p)
 
 
-def pathorob(root: Path) -> None:
+def pathorob(root: Path, num: int = 8) -> None:
+    """Slides of two classes in two hospitals, in parts that share slides and ids of tiles; OOD."""
     root.mkdir(parents=True, exist_ok=True)
     rows = []
-    for i in range(8):
-        sink = io.BytesIO()
-        Image.fromarray(pixels(i)).save(sink, "PNG")
-        rows.append({"image": {"bytes": sink.getvalue(), "path": None}, "patch_id": f"p{i}", "slide_id": f"s{i // 2}",
-                     "biological_class": ("normal", "tumor")[i % 2], "medical_center": ("RUMC", "UMCU")[i // 4],
-                     "subset": "camelyon"})  # fmt: skip
+    for part, start, length in (("a", 0, num), ("b", num // 2, num), ("OOD", 0, 4)):
+        for i in range(start, start + length):
+            sink = io.BytesIO()
+            hospital = i // 4 % 2
+            dark = 20 * (i % 2) + 20 * hospital  # what an encoder can see of both
+            Image.fromarray(pixels(i) // 2 + dark).save(sink, "PNG")
+            rows.append({"image": {"bytes": sink.getvalue(), "path": None}, "patch_id": f"p{i % 2}",
+                         "slide_id": f"s{i // 2}", "biological_class": ("normal", "tumor")[i % 2],
+                         "medical_center": ("RUMC", "UMCU")[hospital], "subset": part})  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows), root / "train-00000-of-00001.parquet", row_group_size=3)
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks without classes from their files to the report: gene expression (HEST), pairs of slides (PLISM)."""
+"""More than classes, from files to report: gene expression (HEST), pairs of slides (PLISM), hospitals (PathoROB)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from pathryoshka.benchmarks.rows import benchmark
 from pathryoshka.cli import cli
 from pathryoshka.evaluate.compare import evaluate
 from pathryoshka.evaluate.contenders import Contender
+from pathryoshka.evaluate.protocols.consistency import consistency
 from pathryoshka.evaluate.protocols.ridge import gene_expression
-from pathryoshka.evaluate.protocols.robustness import consistency
+from pathryoshka.evaluate.protocols.robustness import robustness_index
 from pathryoshka.evaluate.scores import PCA, Scores
 from pathryoshka.evaluate.scoring import cut
 from pathryoshka.tiles.measured import read_measured
@@ -203,22 +204,61 @@ def test_files_that_are_no_slides_of_plism_are_refused(tmp_path: Path) -> None:
         check(benchmark("plism"), str(tmp_path), CFG)
 
 
+# ---------------------------------------------------------------- PathoROB
+
+
+@pytest.fixture(scope="module")
+def hospitals(tmp_path_factory: pytest.TempPathFactory) -> str:
+    where = tmp_path_factory.mktemp("pathorob")
+    trees.pathorob(where / "snapshot", 48)
+    assert check(benchmark("pathorob"), str(where / "snapshot"), CFG).problems == ()
+    convert(benchmark("pathorob"), str(where / "snapshot"), str(where / "tiles/rob"), CFG)
+    return str(where / "tiles/rob")
+
+
+def test_hospitals_are_scored_by_neighbours_of_one_number_for_all(hospitals: str) -> None:
+    found = evaluate(CONTENDERS, WIDTHS, config.Evaluate(tiles=(hospitals,)), CFG, size=SIZE)
+    (facts,), tiles = found.scores.datasets, found.embedded["rob"]
+    assert (facts.task, facts.unit, facts.num_groups, facts.num_tiles) == ("robustness", "slide", 36, 96)  # no OOD
+    groups = np.unique(tiles.patients, return_inverse=True)[1]
+
+    def index(x: np.ndarray, k: int | None = None):  # type: ignore[no-untyped-def]
+        return robustness_index(x, tiles.labels, tiles.sites, groups, k, tiles.splits)
+
+    k = int(np.median([index(cut(x, x.shape[1])).k for x in tiles.vectors.values()]))
+    assert any(f"index of rob is of {k} neighbours" in note for note in found.scores.notes)
+    want = index(cut(tiles.vectors["student"], 8), k)
+    row = found.scores.row("rob", "robustness", "student", 8)
+    assert row is not None and row.score == pytest.approx(want.score.value) and row.low < row.score < row.high
+    vote = found.scores.row("rob", "robustness/vote", "student", 8)
+    assert vote is not None and vote.score == pytest.approx(want.vote.value)
+    assert {row.protocol for row in found.scores.rows} == {"robustness", "robustness/vote"}
+    assert {d.other for d in found.scores.differences} >= {"t0", "mean of teachers"}
+
+
 # ---------------------------------------------------------------- together, from the command line
 
 
-def test_both_beside_each_other_from_files_to_report(idc: str, pairs: str, tmp_path: Path) -> None:
+def test_all_beside_each_other_from_files_to_report(idc: str, pairs: str, hospitals: str, tmp_path: Path) -> None:
     export(tmp_path / "student", "vit")
     args = ["evaluate", "--encoder", f"student={tmp_path}/student", "--encoder", "efficientnet_lite0", "--tiles", idc]
-    run = CliRunner().invoke(cli, [*args, "--tiles", pairs, "--to", str(tmp_path / "out")], catch_exceptions=False)
+    args += ["--tiles", pairs, "--tiles", hospitals, "--to", str(tmp_path / "out")]
+    run = CliRunner().invoke(cli, args, catch_exceptions=False)
     assert run.exit_code == 0
     assert "scored idc: 32 tiles of 4 " in run.output and "scored plism: 150 tiles of 25 blocks" in run.output
     scores = Scores.model_validate(json.loads((tmp_path / "out/scores.json").read_text()))
     with (tmp_path / "out/scores.csv").open() as file:
         protocols = {line["protocol"] for line in csv.DictReader(file)}
     assert protocols == {row.protocol for row in scores.rows}
-    assert protocols == {"expression", *(f"pairs/{n}" for n in ("score", "cosine", "scanner", "stain", "both"))}
+    assert protocols == {
+        "expression",
+        "robustness",
+        "robustness/vote",
+        *(f"pairs/{n}" for n in ("score", "cosine", "scanner", "stain", "both")),
+    }
     html = (tmp_path / "out/report.html").read_text()
-    for text in ("Pearson correlation, the data set", "gene expression", "PLISM score", "top 10 across both"):
+    for text in ("Pearson correlation, the data set", "gene expression", "PLISM score", "top 10 across both",
+                 "Robustness index, the nearest tiles of other slides", "vote across hospitals"):  # fmt: skip
         assert text in html
     compared = CliRunner().invoke(cli, ["evaluate", "compare", f"a={tmp_path}/out", f"b={tmp_path}/out"])
     assert compared.exit_code == 0 and "pairs/score" in compared.output

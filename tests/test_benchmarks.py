@@ -31,7 +31,7 @@ TREES: dict[str, Callable[[Path], dict[str, int] | None]] = {
                  "camelyon17_wilds", "tcga_uniform", "pathorob", "plism", "hest")
 }  # fmt: skip
 UNITS = {"bach": 12, "bracs": 28, "breakhis": 16, "gleason": 16, "mhist": 12, "patch_camelyon": 8, "unitopatho": 12,
-         "camelyon17_wilds": 20, "tcga_uniform": 6, "pathorob": 4, "plism": 4, "hest": 6}  # fmt: skip
+         "camelyon17_wilds": 20, "tcga_uniform": 6, "pathorob": 6, "plism": 4, "hest": 6}  # fmt: skip
 
 
 def planted(name: str, root: Path) -> tuple[Benchmark, list[Sample]]:
@@ -84,8 +84,8 @@ def test_who_is_who_is_read_off_the_files(tmp_path: Path) -> None:
     assert (s.label, s.patient, s.split, s.site) == ("tumor", "021", "val", "1")
     s = one("tcga_uniform", "TCGA-1B-A16J-01Z-00-DX1.ABC_1_2.jpg")
     assert (s.label, s.patient, s.slide) == ("Thymoma", "TCGA-1B-A16J", "TCGA-1B-A16J-01Z-00-DX1.ABC")
-    s = one("pathorob", "p5")
-    assert (s.label, s.patient, s.site) == ("tumor", "s2", "UMCU")
+    s = one("pathorob", "b/s2/p1")
+    assert (s.label, s.patient, s.site, s.split) == ("tumor", "s2", "UMCU", "b")
     s = one("plism", "HRH_GT450/tile_16_16_0")
     assert (s.label, s.patient, s.slide, s.site) == ("HRH", "block_1_0", "HRH_GT450", "GT450")
     s = one("hest", "PRAD/MEND140/003x101")

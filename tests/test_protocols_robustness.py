@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
-from pathryoshka.evaluate.protocols import ridge, robustness
+from pathryoshka.evaluate.protocols import consistency, ridge, robustness
 from pathryoshka.evaluate.protocols.rows import ProtocolError
 from tests.blobs import Blobs, blobs, unit
 
@@ -100,13 +100,31 @@ def test_the_robustness_index_is_a_count_of_neighbours(k: int | None) -> None:
 
     ks = [n for n in robustness.NEIGHBOURS if n <= 150] if k is None else [k]
     best = max(majority(n) for n in ks)
-    assert found.k == next(n for n in ks if majority(n) == best) and found.accuracy == pytest.approx(best)
+    assert found.k == next(n for n in ks if majority(n) == best) and found.vote.value == pytest.approx(best)
     so = os = 0
     for i, row in enumerate(near[:, : found.k]):
         so += sum(labels[j] == labels[i] and centres[j] != centres[i] for j in row)
         os += sum(labels[j] != labels[i] and centres[j] == centres[i] for j in row)
     assert (found.same_biology.sum(), found.same_centre.sum()) == (so, os)
     assert found.score.value == pytest.approx(so / (so + os))
+
+
+def test_counts_of_parts_are_added_and_k_suits_them_together() -> None:
+    both = [crossed(0.5, 0.5), crossed(0.3, 0.6, seed=1)]
+    x, labels, centres, slides = (np.concatenate(columns) for columns in zip(*both, strict=True))
+    parts = np.repeat(["TCGA b", "TCGA a"], 160)
+    found = robustness.robustness_index(x, labels, centres, slides, 15, parts)
+    alone = [robustness.robustness_index(*one, 15) for one in both]
+    np.testing.assert_array_equal(found.same_biology, np.concatenate([one.same_biology for one in alone]))
+    so, os = (sum(getattr(one, name).sum() for one in alone) for name in ("same_biology", "same_centre"))
+    assert found.score.value == pytest.approx(so / (so + os))
+    assert found.vote.value == pytest.approx(np.mean([one.vote.value for one in alone]))
+
+    def mean_vote(n: int) -> float:
+        return float(np.mean([robustness.robustness_index(*one, n).vote.value for one in both]))
+
+    best = robustness.robustness_index(x, labels, centres, slides, parts=parts).k
+    assert mean_vote(best) == pytest.approx(max(mean_vote(n) for n in robustness.NEIGHBOURS if n <= 150))
 
 
 def test_the_index_tells_who_sees_the_tissue_from_who_sees_the_centre() -> None:
@@ -136,7 +154,7 @@ def plism(scanner: float, stain: float, places: int = 60) -> tuple[np.ndarray, l
 
 def test_consistency_is_a_median_over_pairs_of_slides() -> None:
     x, scanners, stains, groups = plism(0.5, 1.0)
-    found = robustness.consistency(x, scanners, stains, groups)
+    found = consistency.consistency(x, scanners, stains, groups)
     cosines: dict[str, list[float]] = {"all": [], "scanner": [], "stain": [], "both": []}
     tops: dict[str, list[float]] = {kind: [] for kind in cosines}
     for a in range(6):
@@ -162,11 +180,11 @@ def test_consistency_is_a_median_over_pairs_of_slides() -> None:
 
 def test_an_embedding_that_tells_nothing_apart_finds_no_twin() -> None:
     x, scanners, stains, groups = plism(0, 0)
-    flat = robustness.consistency(np.full_like(x, 0.25), scanners, stains, groups)
+    flat = consistency.consistency(np.full_like(x, 0.25), scanners, stains, groups)
     assert flat.cosine["all"].value == 1 and flat.top["all"].value == 0
-    same = robustness.consistency(np.repeat(x[:1], 6, axis=0), scanners, stains, groups)
+    same = consistency.consistency(np.repeat(x[:1], 6, axis=0), scanners, stains, groups)
     assert same.top["all"].value == 1
     with pytest.raises(ProtocolError, match="6 slides of 60 places with 5 scanners"):
-        robustness.consistency(x, scanners[1:], stains, groups)
+        consistency.consistency(x, scanners[1:], stains, groups)
     with pytest.raises(ProtocolError, match="slides hold NaN or infinity"):
-        robustness.consistency(x * np.nan, scanners, stains, groups)
+        consistency.consistency(x * np.nan, scanners, stains, groups)

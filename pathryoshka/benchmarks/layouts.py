@@ -218,7 +218,7 @@ class ByParquet:
         data: bytes = image["bytes"] if isinstance(image, Mapping) else image  # type: ignore[assignment]
         slide = found.get("slide", found["path"])
         return Sample(
-            path=f"{slide}/{found['path']}" if "slide" in found else found["path"],
+            path="/".join(found[key] for key in ("split", "slide", "path") if key in found),  # ids repeat between them
             read=lambda: data,
             label=found["label"],
             split=found.get("split"),

@@ -1,4 +1,5 @@
-"""How a data set is scored, by what it is: classes, numbers measured at each tile, the same tissue several times.
+"""How a data set is scored, by what it is: classes, numbers measured at each tile, the same tissue several times, or
+classes in several hospitals.
 
 A ruler takes the rows of one encoder at one width and gives its scores; everything else of a comparison is the same.
 """
@@ -16,8 +17,9 @@ from pathryoshka.evaluate import scoring
 from pathryoshka.evaluate.datasets import alike_apart, describe, remarks_on
 from pathryoshka.evaluate.embed import Embedded, EmbedError
 from pathryoshka.evaluate.folds import Fold, make_folds
+from pathryoshka.evaluate.protocols.consistency import consistency
 from pathryoshka.evaluate.protocols.ridge import gene_expression
-from pathryoshka.evaluate.protocols.robustness import consistency
+from pathryoshka.evaluate.protocols.robustness import Robustness, robustness_index
 from pathryoshka.evaluate.scores import DataSet, Task
 from pathryoshka.evaluate.scoring import Found
 from pathryoshka.evaluate.slides import Bags, as_slides, missing
@@ -25,7 +27,9 @@ from pathryoshka.evaluate.tally import Tally, combine
 from pathryoshka.tiles.measured import Measured, read_measured
 from pathryoshka.tiles.places import place_of
 
-TASKS: tuple[Task, ...] = ("classification", "regression", "pairs")
+TASKS: tuple[Task, ...] = ("classification", "regression", "pairs", "robustness")
+OUT_OF_DOMAIN = "OOD"
+"""The part of a data set for robustness that its index leaves out."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,28 @@ def by_pairs(embedded: Embedded) -> Ruler:
     return Ruler(tuple(names.tolist()), everything, lambda x_ND, _: score(x_ND), lambda parts: score(parts[0]))
 
 
+def by_centres(embedded: Embedded) -> tuple[Ruler, int]:
+    """Classes in several hospitals (sites), by neighbours; and their number, one for all that is compared.
+
+    It is the median over encoders, whole, of what suits each of them best. Splits are parts, each by itself.
+    """
+    names, groups = np.unique(embedded.patients, return_inverse=True)
+
+    def found(x_ND: np.ndarray, k: int | None) -> Robustness:
+        return robustness_index(x_ND, embedded.labels, embedded.sites, groups, k, embedded.splits)
+
+    best = [found(scoring.normalise(x_ND), None).k for x_ND in embedded.vectors.values()]
+    k = int(np.median(best))
+
+    def score(x_ND: np.ndarray) -> Found:
+        said = found(x_ND, k)
+        return Found({"robustness": said.score.profile, "robustness/vote": said.vote.profile}, {})
+
+    everything = (np.arange(len(embedded)),)
+    ruler = Ruler(tuple(names.tolist()), everything, lambda x_ND, _: score(x_ND), lambda parts: score(parts[0]))
+    return ruler, k
+
+
 def ruler_of(
     name: str,
     uri: str,
@@ -159,6 +185,12 @@ def ruler_of(
         folds = measured_folds(embedded, measured)
         facts = describe(name, embedded, folds, made_by, seen, task=task)
         return embedded, by_expression(embedded, folds, measured), facts, remarks_on(facts, cfg)
+    if task == "robustness":
+        embedded = embedded.keep(embedded.splits != OUT_OF_DOMAIN)
+        ruler, k = by_centres(embedded)
+        facts = describe(name, embedded, (), made_by, seen, task=task)
+        notes.append(f"The robustness index of {name} is of {k} neighbours, the median of what suits each encoder.")
+        return embedded, ruler, facts, [*notes, *remarks_on(facts, cfg)]
     bags = None
     if labelled:
         notes += missing(labelled, embedded.slides.tolist(), str(cfg.slides))

@@ -10,8 +10,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Kind = Literal["student", "start", "random", "teacher", "pca", "other"]
-Task = Literal["classification", "regression", "pairs"]
-"""What a data set is: classes, numbers measured at each tile, the same tissue on several slides."""
+Task = Literal["classification", "regression", "pairs", "robustness"]
+"""What a data set is: classes, numbers measured at each tile, the same tissue on several slides, classes in several
+hospitals."""
 NESTED: tuple[Kind, ...] = ("student", "start", "random")
 """Kinds whose embedding is cut to each width; `other` encoders, like teachers, are scored whole."""
 PCA = "PCA of teachers"
@@ -98,6 +99,8 @@ class DataSet(Frozen):
         """In words that follow a comma."""
         if self.task == "pairs":
             return "every pair of slides; nothing is learned"
+        if self.task == "robustness":
+            return f"the nearest tiles of other {self.unit}s; nothing is learned"
         if self.task == "regression":
             folds = "fold" if self.num_folds == 1 else "folds"
             return f"the data set's own {self.num_folds} {folds}, {self.num_scored:,} tiles scored"

@@ -61,6 +61,10 @@ PROTOCOLS: dict[str, Protocol] = {
     "expression": Protocol(
         "gene expression", "Pearson's correlation of a ridge, mean over genes and folds", signed=True
     ),
+    "robustness": Protocol(
+        "robustness index", "same class of other hospitals among neighbours, against other classes of the same hospital"
+    ),
+    "robustness/vote": Protocol("vote across hospitals", f"{BALANCED} of the same neighbours' majority"),
     "pairs/score": Protocol("PLISM score", "mean of the median cosine and of the three top-10 shares", signed=True),
     "pairs/cosine": Protocol("cosine of pairs", "median over pairs of slides of the same tissue's cosine", signed=True),
     **{
@@ -77,9 +81,15 @@ DRAWN: dict[str, tuple[str, ...]] = {
     "classification": ALWAYS,
     "regression": ("expression",),
     "pairs": ("pairs/score", "pairs/cosine"),
+    "robustness": ("robustness", "robustness/vote"),
 }
 """Task of a data set -> the scores that its figure and its tables by width are of; the first is the one that counts."""
-UNITS = {"classification": BALANCED, "regression": "Pearson correlation", "pairs": "PLISM score, cosine"}
+UNITS = {
+    "classification": BALANCED,
+    "regression": "Pearson correlation",
+    "pairs": "PLISM score, cosine",
+    "robustness": "robustness index",
+}
 """What the first of them is measured in."""
 
 

@@ -8,7 +8,7 @@ group), so that intervals are one function for all of them. `rows` holds what th
     fewshot      nearest centroid of 1 to 16 shots    retrieval    top-k accuracy, mean average precision
     clustering   k-means, adjusted Rand index         calibration  expected calibration error of probabilities
     ridge        gene expression (HEST)               mil          slides by gated attention (torch)
-    segment      tokens against masks                 robustness   centres (PathoROB), scanners and stains (PLISM)
-    stain        the same tile, stained anew
+    segment      tokens against masks                 robustness   tissue against hospitals (PathoROB)
+    stain        the same tile, stained anew          consistency  the same tissue, other scanners and stains (PLISM)
     adaptive     short-list on few numbers, re-rank on all: how nested embeddings are searched
 """
