@@ -55,7 +55,7 @@ endef
 
 # Bytecode of what every run imports, once: uv leaves it to the first import, and where PYTHONDONTWRITEBYTECODE is set, as
 # in many containers, each of the dozen processes of a run would compile it anew, 9 s of a core instead of 5.
-COMPILED = import pathryoshka.job, pathryoshka.results, ray.dashboard.agent, ray.dashboard.dashboard, ray.serve
+COMPILED = import pathryoshka.runs.job, pathryoshka.runs.results, ray.dashboard.agent, ray.dashboard.dashboard, ray.serve
 
 $(READY): pyproject.toml constraints.txt
 	$(call install_everything,,)

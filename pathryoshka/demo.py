@@ -14,11 +14,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pathryoshka import config, job, results, storage
-from pathryoshka.devices import logical_cpus
+from pathryoshka import config, storage
 from pathryoshka.recipes import recipe_by_name
-from pathryoshka.s3server import S3Server
+from pathryoshka.runs import job, results
+from pathryoshka.runs.devices import logical_cpus
 from pathryoshka.session import ray_session
+from pathryoshka.storage.server import S3Server
 
 NUM_TILES, NUM_PATIENTS, NUM_SITES = 2000, 30, 3
 

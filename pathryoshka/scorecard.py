@@ -22,7 +22,7 @@ from pathryoshka.evaluate.scores import Scores
 from pathryoshka.export.facts import FACTS
 from pathryoshka.export.load import Embedder, load
 from pathryoshka.export.seen import Seen, read_seen
-from pathryoshka.results import device_of, digest_of, keep_evaluation
+from pathryoshka.runs.results import device_of, digest_of, keep_evaluation
 from pathryoshka.teachers.encoder import claimed_fingerprint, load_encoder
 
 GRID = (16, 16)

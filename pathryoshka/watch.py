@@ -11,7 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathryoshka.lease import Lease
+    from pathryoshka.storage.lease import Lease
 
 reasons: list[str] = []
 """Why the watchers interrupted the main thread, for the sentence that ends the command."""

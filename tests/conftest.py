@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from pathryoshka import config
-from pathryoshka.s3server import S3Server
+from pathryoshka.storage.server import S3Server
 
 # A test run in the background of a script ignores Ctrl-C, and what it starts would, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pathryoshka import config, shelving
+from pathryoshka import config
 from pathryoshka.distill.stream import micro_batch_of, read_segments
 from pathryoshka.features import coverage
 from pathryoshka.features.filling import write_part
 from pathryoshka.features.store import open_store
-from pathryoshka.inputs import make_stream, plan_of, student_grid, tiles_of, tokens_kept
 from pathryoshka.recipes import recipe_by_name
+from pathryoshka.runs import shelving
+from pathryoshka.runs.inputs import make_stream, plan_of, student_grid, tiles_of, tokens_kept
 from pathryoshka.teachers.encoder import Encoder, load_encoder, sample_tokens
 from pathryoshka.teachers.pool import Facts
 from pathryoshka.tiles.ledger import Ledger

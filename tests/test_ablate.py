@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from pathryoshka import config
+from pathryoshka.ablate.published import PUBLISHED, published
 from pathryoshka.ablate.report import render
 from pathryoshka.ablate.run import run_ablation, scored
 from pathryoshka.ablate.table import as_csv, as_lines, as_tree, conclude
@@ -19,9 +20,8 @@ from pathryoshka.distill.losses import coefficients, combine, distill_terms
 from pathryoshka.evaluate.across import Side
 from pathryoshka.evaluate.record import Kept, Place
 from pathryoshka.evaluate.tally import mean_of
-from pathryoshka.published import PUBLISHED, published
 from pathryoshka.recipes import recipe_by_name
-from pathryoshka.s3server import S3Server
+from pathryoshka.storage.server import S3Server
 from pathryoshka.tiles.phantom import write_phantom
 from tests.runs import Driver, settings
 

@@ -18,10 +18,10 @@ from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_
 from ray.core.generated import autoscaler_pb2
 
 from pathryoshka import cli, config, storage
-from pathryoshka.devices import refuse_too_few_devices
-from pathryoshka.lease import Lease
-from pathryoshka.s3server import S3Server
+from pathryoshka.runs.devices import refuse_too_few_devices
 from pathryoshka.session import ray_session
+from pathryoshka.storage.lease import Lease
+from pathryoshka.storage.server import S3Server
 from pathryoshka.tiles.phantom import write_phantom
 from tests.runs import settings, short_tmp
 

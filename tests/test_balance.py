@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from pathryoshka import config
-from pathryoshka.inputs import make_stream, plan_of, tiles_of
 from pathryoshka.recipes import debug
+from pathryoshka.runs.inputs import make_stream, plan_of, tiles_of
 from pathryoshka.tiles.ledger import Ledger
 from pathryoshka.tiles.plan import PHASES, REPEATS, Plan, PlanError, Weights, make_plan, rates
 from pathryoshka.tiles.segments import segment_batches

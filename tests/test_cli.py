@@ -152,7 +152,7 @@ def test_an_error_of_the_library_is_one_sentence(
     error: BaseException, code: int, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PATHRYOSHKA_DEBUG", raising=False)
-    stub(monkeypatch, "job.distill", side_effect=error)
+    stub(monkeypatch, "runs.job.distill", side_effect=error)
     assert run("distill") == code
     said = capsys.readouterr()
     assert said.err.lstrip().startswith(words) and said.err.strip().count("\n") == 0 and said.out == ""
@@ -160,7 +160,7 @@ def test_an_error_of_the_library_is_one_sentence(
 
 def test_debug_shows_the_traceback_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATHRYOSHKA_DEBUG", "1")
-    stub(monkeypatch, "job.distill", side_effect=OurError("the bucket is not there"))
+    stub(monkeypatch, "runs.job.distill", side_effect=OurError("the bucket is not there"))
     assert run("distill") == 1
     err = capsys.readouterr().err
     assert "Traceback (most recent call last)" in err and err.endswith("pathryoshka: the bucket is not there\n")
@@ -202,7 +202,7 @@ cli.main(["wait"])
 
 def test_distill(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     result = SimpleNamespace(run_uri="s3://b/runs/x", checkpoint="step-00000010-1", metrics={})
-    fake = stub(monkeypatch, "job.distill", return_value=result)
+    fake = stub(monkeypatch, "runs.job.distill", return_value=result)
     assert run("distill", "--recipe", "debug", "--set", "name=x", "--rehearse", "--allow-change", "optim.lr") == 0
     args, options = fake.call_args
     assert args == (config.load_run("debug", None, ["name=x"]),)
@@ -255,12 +255,12 @@ def test_evaluate_report_and_export(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     row = SimpleNamespace(
         dataset="glas", protocol="linear", encoder="student", width=24, score=0.5, low=0.4, high=0.625
     )
-    fake = stub(monkeypatch, "results.evaluate_run", return_value=SimpleNamespace(rows=[row]))
+    fake = stub(monkeypatch, "runs.results.evaluate_run", return_value=SimpleNamespace(rows=[row]))
     assert run("evaluate", "--recipe", "debug") == 0
     assert fake.call_args.args == (recipes.debug(),)
     assert capsys.readouterr().out.split() == ["glas", "linear", "student", "24", "0.500", "[0.400,", "0.625]"]
     for verb in ("report", "export"):
-        fake = stub(monkeypatch, f"results.{verb}_run", return_value="where/it/is")
+        fake = stub(monkeypatch, f"runs.results.{verb}_run", return_value="where/it/is")
         assert run(verb, "--recipe", "debug", "--to", "there") == 0
         assert fake.call_args.args == (recipes.debug(), "there")
         assert capsys.readouterr().out == "where/it/is\n"

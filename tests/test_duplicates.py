@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from pathryoshka import config
-from pathryoshka.inputs import plan_of, tiles_of
 from pathryoshka.recipes import debug
+from pathryoshka.runs.inputs import plan_of, tiles_of
 from pathryoshka.tiles import making
 from pathryoshka.tiles.balance import identity
 from pathryoshka.tiles.duplicates import as_lines, find_duplicates

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pathryoshka import config, results, storage
+from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
 from pathryoshka.distill.checkpoint import Ref
-from pathryoshka.during import Beside, evaluations
-from pathryoshka.s3server import S3Server
+from pathryoshka.runs import results
+from pathryoshka.runs.during import Beside, evaluations
+from pathryoshka.storage.server import S3Server
 from pathryoshka.tiles.phantom import write_phantom
 from tests.runs import Driver, settings
 from tests.test_checkpoint import write

@@ -27,7 +27,7 @@ from pathryoshka.embedding.stream import Pools
 from pathryoshka.embedding.table import read_table
 from pathryoshka.export.formats import write_formats
 from pathryoshka.features.table import as_matrix
-from pathryoshka.lease import Lease, RunTaken
+from pathryoshka.storage.lease import Lease, RunTaken
 from pathryoshka.tiles.cutting import Slide
 from pathryoshka.tiles.grid import Cut
 from pathryoshka.tiles.phantom import write_phantom

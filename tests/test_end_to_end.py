@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from pathryoshka import config, results, storage
+from pathryoshka import config, storage
 from pathryoshka.config import ConfigError
 from pathryoshka.distill import checkpoint
+from pathryoshka.distill.metrics import read_metrics
 from pathryoshka.distill.stream import bytes_in_flight, make_dataset
 from pathryoshka.export.verify import verify
-from pathryoshka.inputs import make_stream, plan_of, tiles_of
-from pathryoshka.job import distill
-from pathryoshka.metrics import read_metrics
-from pathryoshka.s3server import S3Server
+from pathryoshka.runs import results
+from pathryoshka.runs.inputs import make_stream, plan_of, tiles_of
+from pathryoshka.runs.job import distill
 from pathryoshka.session import ray_session
+from pathryoshka.storage.server import S3Server
 from pathryoshka.teachers.pool import TeacherError, TeacherPool
 from pathryoshka.tiles.ledger import Ledger
 from pathryoshka.tiles.phantom import write_phantom

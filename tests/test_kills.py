@@ -20,8 +20,8 @@ from ray.cluster_utils import Cluster
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
 from pathryoshka.recipes import recipe_by_name
-from pathryoshka.results import final_weights
-from pathryoshka.s3server import S3Server
+from pathryoshka.runs.results import final_weights
+from pathryoshka.storage.server import S3Server
 from pathryoshka.tiles.ledger import Ledger
 from pathryoshka.tiles.phantom import write_phantom
 from tests.runs import Driver, outcome, settings, short_tmp

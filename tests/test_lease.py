@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from pathryoshka import config, storage
-from pathryoshka.lease import Lease, RunTaken
 from pathryoshka.storage import StorageError
+from pathryoshka.storage.lease import Lease, RunTaken
 
 HOLDER = """
 import sys
 from pathryoshka import config
-from pathryoshka.lease import Lease
+from pathryoshka.storage.lease import Lease
 lease = Lease.acquire(sys.argv[1], config.Storage.model_validate_json(sys.argv[2]), "holder")
 print("token", lease.token, flush=True)
 lease.lost.wait()

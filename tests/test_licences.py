@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pathryoshka import config, job, recipes
+from pathryoshka import config, recipes
+from pathryoshka.runs import job
 from pathryoshka.teachers.licences import LICENCES, ledger, refuse_by_policy, terms
 from pathryoshka.teachers.row import EncoderError
 from pathryoshka.teachers.zoo import ROWS

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from pathryoshka import config, results, storage
+from pathryoshka import config, storage
 from pathryoshka.config import ConfigError
 from pathryoshka.distill import checkpoint
 from pathryoshka.distill.checkpoint import Ref
-from pathryoshka.driver import refuse_unlike
-from pathryoshka.job import distill, distill_together
-from pathryoshka.metrics import read_metrics
+from pathryoshka.distill.metrics import read_metrics
 from pathryoshka.recipes import recipe_by_name
+from pathryoshka.runs import results
+from pathryoshka.runs.driver import refuse_unlike
+from pathryoshka.runs.job import distill, distill_together
 from pathryoshka.session import ray_session
 from pathryoshka.tiles.phantom import write_phantom
 from tests.runs import settings, short_tmp

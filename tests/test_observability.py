@@ -20,7 +20,7 @@ import yaml
 
 from pathryoshka import config
 from pathryoshka.cli import main
-from pathryoshka.metrics import read_metrics
+from pathryoshka.distill.metrics import read_metrics
 from pathryoshka.observability import gauges
 from pathryoshka.observability.boards import SLOWEST, run_board, sweep_board
 from pathryoshka.observability.files import files, ray_boards, write

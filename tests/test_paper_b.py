@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from pathryoshka import config, results
+from pathryoshka import config
 from pathryoshka.distill import checkpoint
+from pathryoshka.distill.metrics import read_metrics
 from pathryoshka.export.verify import verify
-from pathryoshka.metrics import read_metrics
-from pathryoshka.s3server import S3Server
+from pathryoshka.runs import results
+from pathryoshka.storage.server import S3Server
 from pathryoshka.teachers.zoo import ROWS
 from pathryoshka.tiles.phantom import write_phantom
 from tests import layouts

@@ -9,7 +9,7 @@ import pytest
 
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
-from pathryoshka.s3server import S3Server
+from pathryoshka.storage.server import S3Server
 from pathryoshka.tiles.phantom import write_phantom
 from tests.runs import Driver, settings
 

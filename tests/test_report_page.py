@@ -22,7 +22,7 @@ from pathryoshka.evaluate.contenders import Contender
 from pathryoshka.evaluate.report import Story, write_report
 from pathryoshka.evaluate.token_map import token_maps
 from pathryoshka.export.load import Embedder, load
-from pathryoshka.results import keep_evaluation
+from pathryoshka.runs.results import keep_evaluation
 from pathryoshka.scorecard import other
 from pathryoshka.tiles.views import decode, identity_view
 from tests import benchmark_trees as trees

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 from botocore.exceptions import ClientError
 
-from pathryoshka import config, retry, storage
-from pathryoshka.s3server import S3Server
-from pathryoshka.storage import NotFound, StorageError
+from pathryoshka import config, storage
+from pathryoshka.storage import NotFound, StorageError, retry
+from pathryoshka.storage.server import S3Server
 from tests.faulty_proxy import FaultyProxy
 
 Place = tuple[config.Storage, str]

@@ -14,12 +14,12 @@ import numpy as np
 import psutil
 import pytest
 
-from pathryoshka import s3server
-from pathryoshka.s3server import S3Server, S3ServerError
+from pathryoshka.storage import server as s3server
+from pathryoshka.storage.server import S3Server, S3ServerError
 
 PARENT = """
 import sys, time
-from pathryoshka.s3server import S3Server
+from pathryoshka.storage.server import S3Server
 with S3Server(sys.argv[1]) as server:
     print(server.pid, flush=True)
     time.sleep(60)

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pathryoshka import config, parquet, storage
+from pathryoshka import config, storage
+from pathryoshka.storage import parquet
 from pathryoshka.tiles import shards
 from pathryoshka.tiles.shards import SCHEMA, ShardEntry, ShardError
 from pathryoshka.tiles.show import sample, show

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from pathryoshka import config
-from pathryoshka.devices import logical_cpus
 from pathryoshka.distill import checkpoint
-from pathryoshka.job import distill
-from pathryoshka.metrics import read_metrics
+from pathryoshka.distill.metrics import read_metrics
 from pathryoshka.recipes import demo
-from pathryoshka.s3server import S3Server
+from pathryoshka.runs.devices import logical_cpus
+from pathryoshka.runs.job import distill
 from pathryoshka.session import ray_session
+from pathryoshka.storage.server import S3Server
 from pathryoshka.tiles.shards import iter_tiles
 from pathryoshka.tiles.slides import cut_slides, read_slides
 from pathryoshka.tiles.verify import verify

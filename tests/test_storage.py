@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from boto3.s3.transfer import TransferConfig
 
-from pathryoshka import config, s3client, storage
-from pathryoshka.s3server import S3Server
-from pathryoshka.storage import NotFound, StorageError
+from pathryoshka import config, storage
+from pathryoshka.storage import NotFound, StorageError, clients
+from pathryoshka.storage.server import S3Server
 from tests.faulty_proxy import FaultyProxy
 
 Place = tuple[config.Storage, str]
@@ -180,7 +180,7 @@ def test_one_wins_even_where_the_store_ignores_conditions(s3_storage: Place, mon
         ignored.append(request.headers.get("If-None-Match"))
         del request.headers["If-None-Match"]
 
-    s3client.client(cfg).meta.events.register("before-sign.s3.PutObject", ignore)
+    clients.client(cfg).meta.events.register("before-sign.s3.PutObject", ignore)
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(lambda i: storage.put_if_absent(f"{uri}/x", b"driver %d" % i, cfg), range(8)))
     assert len(ignored) == 16 and set(ignored) <= {"*", b"*"}

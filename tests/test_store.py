@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pathryoshka import config, parquet, storage
+from pathryoshka import config, storage
 from pathryoshka.features import recipe as recipes
 from pathryoshka.features import upkeep
 from pathryoshka.features.coverage import StoreError, read_coverage
-from pathryoshka.inputs import plan_of, tiles_of
+from pathryoshka.runs.inputs import plan_of, tiles_of
+from pathryoshka.storage import parquet
 from pathryoshka.tiles import views
 from tests.stores import answers, encoders, fill_here, grid_of, read_here, run_of
 
@@ -315,8 +316,8 @@ def again_table(size: int) -> Any:
 
 
 def test_a_store_that_is_too_large_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    from pathryoshka import shelving
     from pathryoshka.features.budget import refuse_too_large
+    from pathryoshka.runs import shelving
 
     run = run_of(tmp_path, store={"max_bytes": 400_000})
     todo = shelving.look(run)

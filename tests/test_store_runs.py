@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from pathryoshka import config, results, storage
+from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
+from pathryoshka.distill.metrics import read_metrics
 from pathryoshka.features import upkeep
 from pathryoshka.features.coverage import read_coverage
-from pathryoshka.job import distill
-from pathryoshka.metrics import read_metrics
 from pathryoshka.recipes import recipe_by_name
-from pathryoshka.s3server import S3Server
+from pathryoshka.runs import results
+from pathryoshka.runs.job import distill
 from pathryoshka.session import ray_session
+from pathryoshka.storage.server import S3Server
 from pathryoshka.tiles.ledger import Ledger
 from pathryoshka.tiles.phantom import write_phantom
 from tests.runs import Driver, settings, short_tmp
@@ -75,7 +76,7 @@ def test_a_filling_that_is_killed_goes_on_where_its_journal_ends(s3: S3Server, t
 
 
 def test_training_from_the_store_is_training_with_teachers(session: None, s3: S3Server, tmp_path: Path) -> None:
-    from pathryoshka import shelving
+    from pathryoshka.runs import shelving
 
     tree = tree_of(s3)
     stored, live = run_of(tree, "stored"), run_of(tree, "live", store={"uri": None})

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pathryoshka import config, storage
-from pathryoshka.s3server import S3Server
+from pathryoshka.storage.server import S3Server
 from pathryoshka.tiles.phantom import write_phantom
 from tests.lab import Lab
 from tests.ports import free_port

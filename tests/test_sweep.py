@@ -16,8 +16,8 @@ from ray.util.state import list_actors
 
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
-from pathryoshka.s3server import S3Server
 from pathryoshka.session import ray_session
+from pathryoshka.storage.server import S3Server
 from pathryoshka.sweep.record import read_record, sweep_uri, trials_root
 from pathryoshka.sweep.run import run_sweep
 from pathryoshka.sweep.space import Sweep, load_sweep

@@ -9,8 +9,8 @@ import pytest
 from ray import tune
 
 from pathryoshka import config
-from pathryoshka.devices import DeviceError
 from pathryoshka.recipes import debug, paper_b
+from pathryoshka.runs.devices import DeviceError
 from pathryoshka.sweep import run as rooms
 from pathryoshka.sweep.run import concurrency, may_share, param_space, scheduler_of, session_cpus, start_record
 from pathryoshka.sweep.space import Sweep, points, run_of

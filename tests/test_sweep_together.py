@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pathryoshka import shelving
 from pathryoshka.config import ConfigError
+from pathryoshka.runs import shelving
 from pathryoshka.session import ray_session
 from pathryoshka.sweep.record import read_record
 from pathryoshka.sweep.run import run_sweep

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pathryoshka import config, devices, storage
+from pathryoshka import config, storage
 from pathryoshka.changes import refuse_changes
 from pathryoshka.config import ConfigError
-from pathryoshka.devices import DeviceError, logical_cpus, refuse_too_few_devices
 from pathryoshka.distill.learner import learning_rate
 from pathryoshka.distill.train import add_to_ledger, why_stop
 from pathryoshka.recipes import recipe_by_name
+from pathryoshka.runs import devices
+from pathryoshka.runs.devices import DeviceError, logical_cpus, refuse_too_few_devices
 from pathryoshka.tiles.ledger import Ledger, LedgerError
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from pathryoshka import config, results, shelving, storage
+from pathryoshka import config, storage
 from pathryoshka.ablate.table import Ablation, conclude
 from pathryoshka.ablate.twins import ALL, Ablate, runs_of
-from pathryoshka.devices import logical_cpus
 from pathryoshka.distill import checkpoint
 from pathryoshka.evaluate.across import Side
 from pathryoshka.evaluate.record import PROFILES, read_profiles
-from pathryoshka.job import distill_together
+from pathryoshka.runs import results, shelving
+from pathryoshka.runs.devices import logical_cpus
+from pathryoshka.runs.job import distill_together
 from pathryoshka.session import ray_session
 
 Say = Callable[[str], None]

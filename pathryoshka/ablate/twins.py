@@ -15,8 +15,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from pathryoshka import config, storage
+from pathryoshka.ablate.published import published
 from pathryoshka.config import ConfigError, Run, Section
-from pathryoshka.published import published
 
 What = Literal["single", "flat", "widths", "raw"]
 ALL = "all"

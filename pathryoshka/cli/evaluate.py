@@ -28,7 +28,8 @@ def evaluate(
     """Score every width of a run's student beside its teachers, by unseen patient; or any encoders with --encoder."""
     if context.invoked_subcommand:
         return
-    from pathryoshka import results, scorecard
+    from pathryoshka import scorecard
+    from pathryoshka.runs import results
 
     if tiles:
         found = scorecard.tiles_of_csv(tiles, to, run.storage, click.echo)

@@ -20,8 +20,8 @@ def store() -> None:
 @run_options
 def store_plan(run: config.Run) -> None:
     """Say what filling the store of a run would take; write nothing."""
-    from pathryoshka import shelving
     from pathryoshka.features.budget import refuse_too_large
+    from pathryoshka.runs import shelving
 
     todo = shelving.look(run)
     for line in todo.budget.lines():
@@ -33,7 +33,7 @@ def store_plan(run: config.Run) -> None:
 @run_options
 def store_fill(run: config.Run) -> None:
     """Embed the views of a run's tiles that its store lacks; the same command again goes on."""
-    from pathryoshka import shelving
+    from pathryoshka.runs import shelving
 
     shelving.fill(run)
 
@@ -56,7 +56,7 @@ def store_list(run: config.Run, uri: str) -> None:
 def store_verify(run: config.Run, uri: str, drops: bool) -> int:
     """Read every byte of the store at URI again and name the parts that are not what was written."""
     from pathryoshka.features.upkeep import broken, drop, holdings
-    from pathryoshka.lease import Lease
+    from pathryoshka.storage.lease import Lease
 
     with Lease.acquire(uri, run.storage, f"{socket.gethostname()}:{os.getpid()}"):
         num = 0
@@ -78,7 +78,7 @@ def store_verify(run: config.Run, uri: str, drops: bool) -> int:
 def store_gc(run: config.Run, uri: str) -> None:
     """Delete what the journals of the store at URI do not name: parts of fillings that were cut short, or replaced."""
     from pathryoshka.features.upkeep import collect, holdings
-    from pathryoshka.lease import Lease
+    from pathryoshka.storage.lease import Lease
 
     with Lease.acquire(uri, run.storage, f"{socket.gethostname()}:{os.getpid()}"):
         for holding in holdings(uri, run.storage):

@@ -26,7 +26,7 @@ from pathryoshka.cli.teachers import teachers
 from pathryoshka.cli.tiles import tiles
 
 if TYPE_CHECKING:
-    from pathryoshka.job import Rehearse
+    from pathryoshka.runs.job import Rehearse
 
 
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -76,7 +76,7 @@ cli.add_command(store)
 @click.option("--allow-change", multiple=True, metavar="KEY", help="a key that may differ from the run's last start")
 def distill(run: config.Run, rehearse: Rehearse | None, allow_change: tuple[str, ...]) -> None:
     """Distil; the same command again continues where the run stands."""
-    from pathryoshka import job
+    from pathryoshka.runs import job
 
     result = job.distill(run, rehearse=rehearse or "auto", allow_change=allow_change)
     click.echo(f"{result.run_uri}: {result.checkpoint}")
@@ -95,7 +95,7 @@ cli.add_command(dashboards)
 @click.option("--to", help="file or URI of the page  [default: <run>/report.html]")
 def report(run: config.Run, to: str | None) -> None:
     """Write the report of an evaluated run as one HTML file."""
-    from pathryoshka import results
+    from pathryoshka.runs import results
 
     click.echo(results.report_run(run, to))
 
@@ -105,7 +105,7 @@ def report(run: config.Run, to: str | None) -> None:
 @click.option("--to", help="folder or URI  [default: export.to, else <run>/export]")
 def export(run: config.Run, to: str | None) -> None:
     """Write a run's student as a folder that plain timm loads."""
-    from pathryoshka import results
+    from pathryoshka.runs import results
 
     click.echo(results.export_run(run, to))
 

@@ -24,9 +24,9 @@ from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint, engine
 from pathryoshka.distill.checkpoint import Ref, Uploader
 from pathryoshka.distill.measure import Metrics
+from pathryoshka.distill.metrics import RunLog
 from pathryoshka.distill.model import Ema, build_module
 from pathryoshka.distill.step import reduce_metrics, train_step
-from pathryoshka.metrics import RunLog
 from pathryoshka.teachers.standardize import load as load_standardisers
 from pathryoshka.tiles.ledger import Ledger
 

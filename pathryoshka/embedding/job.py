@@ -24,9 +24,9 @@ from pathryoshka.embedding.rows import from_bytes
 from pathryoshka.embedding.sources import Unit, find_units
 from pathryoshka.embedding.stream import bytes_in_flight, logical_cpus, make_dataset, pools
 from pathryoshka.export.facts import check_width, facts_at
-from pathryoshka.lease import Lease
 from pathryoshka.progress import is_due, line
 from pathryoshka.session import ray_session
+from pathryoshka.storage.lease import Lease
 from pathryoshka.tiles.grid import Cut
 from pathryoshka.tiles.slides import check
 

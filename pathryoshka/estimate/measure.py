@@ -58,7 +58,7 @@ def views_per_second(work: Iterator[int], seconds: float) -> float:
 
 def reading(run: config.Run) -> Iterator[int]:
     """Segments of the run's own plan, through decoding and augmenting."""
-    from pathryoshka.inputs import make_stream, plan_of, student_grid, tiles_of
+    from pathryoshka.runs.inputs import make_stream, plan_of, student_grid, tiles_of
     from pathryoshka.tiles.ledger import Ledger
     from pathryoshka.tiles.segments import segment_batches
 
@@ -100,7 +100,7 @@ def training(run: config.Run, device: object) -> Iterator[int]:
     import torch
 
     from pathryoshka.distill.model import build_module
-    from pathryoshka.inputs import student_grid, tokens_kept
+    from pathryoshka.runs.inputs import student_grid, tokens_kept
 
     assert isinstance(device, torch.device)
     dims = {name: (row.summary_dim, row.token_dim) for name, row in rows_of(run).items()}

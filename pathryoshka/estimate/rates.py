@@ -112,7 +112,7 @@ def counted(text: str) -> tuple[float, int]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from pathryoshka.distill.model import build_module
-    from pathryoshka.inputs import tokens_kept
+    from pathryoshka.runs.inputs import tokens_kept
 
     run = config.make_run(json.loads(text))
     widths = run.student.widths

@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from pathryoshka import parquet, storage
+from pathryoshka import storage
 from pathryoshka.features.cache import through_cache
 from pathryoshka.features.coverage import StoreError
 from pathryoshka.features.store import Stored
 from pathryoshka.features.table import as_matrix, vector_schema
+from pathryoshka.storage import parquet
 from pathryoshka.tiles.pairs import group_key, view_keys
 from pathryoshka.tiles.plan import Segment
 from pathryoshka.tiles.segments import Batch, Source

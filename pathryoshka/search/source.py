@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from pathryoshka import config, parquet, storage
+from pathryoshka import config, storage
 from pathryoshka.features.table import as_matrix
 from pathryoshka.search.manifest import SearchError
 from pathryoshka.search.segment import CODED, SCHEMA
+from pathryoshka.storage import parquet
 from pathryoshka.tiles.shards import read_manifest, read_row_group
 
 MODEL_ID = b"pathryoshka.model_id"

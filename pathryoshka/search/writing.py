@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 
 from pathryoshka import config, storage
 from pathryoshka.export.facts import local_folder, read_facts
-from pathryoshka.lease import Lease
 from pathryoshka.search.index import Index, open_index
 from pathryoshka.search.manifest import (
     DTYPES,
@@ -41,6 +40,7 @@ from pathryoshka.search.manifest import (
 )
 from pathryoshka.search.segment import write_segment
 from pathryoshka.search.source import Source, open_source
+from pathryoshka.storage.lease import Lease
 
 SEGMENT_ROWS = 2**18
 """Rows of a segment: what is held in memory of it while it is written is 400 bytes a row, and its pictures."""

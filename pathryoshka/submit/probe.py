@@ -20,7 +20,7 @@ import ray
 import yaml
 
 from pathryoshka import config, storage
-from pathryoshka.retry import StorageError
+from pathryoshka.storage.retry import StorageError
 
 MARK = "pathryoshka-probe "
 CLUSTER = "PATHRYOSHKA_CLUSTER"

@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from ray.train import UserCallback
 
 from pathryoshka import storage
-from pathryoshka.driver import fit, prepared
+from pathryoshka.runs.driver import fit, prepared
 from pathryoshka.sweep.objective import measure
 from pathryoshka.sweep.record import outcome_uri
 from pathryoshka.sweep.trial import TrialJob

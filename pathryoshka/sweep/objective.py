@@ -10,17 +10,18 @@ import numpy as np
 import ray
 import torch
 
-from pathryoshka import config, results, storage
+from pathryoshka import config, storage
 from pathryoshka.distill.losses import distill_terms, teacher_weights
 from pathryoshka.distill.measure import Metrics, add, reduce_metrics
 from pathryoshka.distill.measure import measure as measured
+from pathryoshka.distill.metrics import unexplained
 from pathryoshka.distill.step import standardise
 from pathryoshka.distill.stream import make_dataset, micro_batch_of
-from pathryoshka.driver import Ready, Result
 from pathryoshka.evaluate.compare import evaluate
 from pathryoshka.evaluate.contenders import Contender
-from pathryoshka.inputs import make_stream, plan_of, student_grid, tiles_of
-from pathryoshka.metrics import unexplained
+from pathryoshka.runs import results
+from pathryoshka.runs.driver import Ready, Result
+from pathryoshka.runs.inputs import make_stream, plan_of, student_grid, tiles_of
 from pathryoshka.sweep.space import Sweep
 from pathryoshka.teachers import standardize
 from pathryoshka.tiles.ledger import Ledger

@@ -15,11 +15,12 @@ from typing import Any
 import ray
 from ray import tune
 
-from pathryoshka import results, storage
+from pathryoshka import storage
 from pathryoshka.changes import FREE, differences
 from pathryoshka.config import ConfigError, Run
-from pathryoshka.devices import DeviceError, student_demand, teacher_demand
-from pathryoshka.inputs import must_load, student_grid, with_only
+from pathryoshka.runs import results
+from pathryoshka.runs.devices import DeviceError, student_demand, teacher_demand
+from pathryoshka.runs.inputs import must_load, student_grid, with_only
 from pathryoshka.session import beside_the_driver, ray_session
 from pathryoshka.sweep.board import Board, stop_all
 from pathryoshka.sweep.dashboard import provision

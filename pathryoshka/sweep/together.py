@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
 from pathryoshka.distill.learner import Entrant
-from pathryoshka.driver import Ready, Result, fit, prepared, refuse_unlike
-from pathryoshka.metrics import read_metrics, unexplained
+from pathryoshka.distill.metrics import read_metrics, unexplained
+from pathryoshka.runs.driver import Ready, Result, fit, prepared, refuse_unlike
 from pathryoshka.sweep.follow import spent
 from pathryoshka.sweep.objective import measure
 from pathryoshka.sweep.record import Recorder, Trial, outcome_uri

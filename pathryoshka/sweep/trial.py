@@ -19,7 +19,7 @@ from ray import tune
 from ray.actor import ActorHandle
 
 from pathryoshka import config
-from pathryoshka.metrics import unexplained
+from pathryoshka.distill.metrics import unexplained
 from pathryoshka.sweep.record import trials_root
 from pathryoshka.sweep.space import Point, Sweep, run_of
 from pathryoshka.teachers.pool import Shared

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 
 import yaml
 
-from pathryoshka import config, results
+from pathryoshka import config
 from pathryoshka.evaluate.scores import Scores
+from pathryoshka.runs import results
 
 
 class WidthError(ValueError):

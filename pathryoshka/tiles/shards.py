@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from pathryoshka import config, parquet, storage
+from pathryoshka import config, storage
+from pathryoshka.storage import parquet
 from pathryoshka.tiles.stats import Frozen, TileStats
 from pathryoshka.tiles.views import decode
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pathryoshka import config, parquet, storage
+from pathryoshka import config, storage
+from pathryoshka.storage import parquet
 from pathryoshka.tiles.shards import SCHEMA, SMALL_COLUMNS, ShardEntry, read_manifest
 
 CHUNK = 8 * 2**20

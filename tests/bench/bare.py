@@ -19,7 +19,7 @@ from pathryoshka import config
 from pathryoshka.distill.model import Distiller, build_module
 from pathryoshka.distill.step import train_step
 from pathryoshka.distill.train import to_device
-from pathryoshka.inputs import make_stream, plan_of, tiles_of
+from pathryoshka.runs.inputs import make_stream, plan_of, tiles_of
 from pathryoshka.teachers import standardize
 from pathryoshka.teachers.encoder import Encoder, load_encoder, sample_tokens
 from pathryoshka.tiles.ledger import Ledger

@@ -15,11 +15,12 @@ from typing import Any
 
 import yaml
 
-from pathryoshka import config, shelving
+from pathryoshka import config
 from pathryoshka.distill import checkpoint
-from pathryoshka.job import distill_together
-from pathryoshka.metrics import read_metrics, unexplained
+from pathryoshka.distill.metrics import read_metrics, unexplained
 from pathryoshka.recipes import as_file
+from pathryoshka.runs import shelving
+from pathryoshka.runs.job import distill_together
 from pathryoshka.sweep.record import Record, Trial
 from pathryoshka.sweep.run import run_sweep
 from pathryoshka.sweep.space import load_sweep, run_of

@@ -42,8 +42,8 @@ from pathryoshka.embedding.table import read_table
 from pathryoshka.export.formats import write_formats
 from pathryoshka.features.table import as_matrix
 from pathryoshka.recipes import recipe_by_name
-from pathryoshka.s3server import S3Server
 from pathryoshka.session import ray_session
+from pathryoshka.storage.server import S3Server
 from pathryoshka.student.encoder import build_student
 from pathryoshka.tiles.shards import Manifest, ShardEntry, write_manifest, write_shard
 from pathryoshka.tiles.stats import TileStats

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pathryoshka import config
 from pathryoshka.distill.checkpoint import current_ledger
-from pathryoshka.driver import fit, prepared
-from pathryoshka.metrics import read_metrics
-from pathryoshka.s3server import S3Server
+from pathryoshka.distill.metrics import read_metrics
+from pathryoshka.runs.driver import fit, prepared
+from pathryoshka.storage.server import S3Server
 from pathryoshka.tiles.phantom import write_phantom
 from tests.bench.common import finish
 from tests.faulty_proxy import FaultyProxy

@@ -17,11 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pathryoshka import config, results, shelving
-from pathryoshka.devices import logical_cpus
-from pathryoshka.job import distill
-from pathryoshka.s3server import S3Server
+from pathryoshka import config
+from pathryoshka.runs import results, shelving
+from pathryoshka.runs.devices import logical_cpus
+from pathryoshka.runs.job import distill
 from pathryoshka.session import ray_session
+from pathryoshka.storage.server import S3Server
 from tests.bench.bench_learns import make_tiles, run_of, shares
 from tests.bench.common import finish
 

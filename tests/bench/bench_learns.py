@@ -20,12 +20,13 @@ from typing import Any
 
 from PIL import Image
 
-from pathryoshka import config, results
-from pathryoshka.devices import logical_cpus
-from pathryoshka.job import distill
+from pathryoshka import config
 from pathryoshka.recipes import recipe_by_name
-from pathryoshka.s3server import S3Server
+from pathryoshka.runs import results
+from pathryoshka.runs.devices import logical_cpus
+from pathryoshka.runs.job import distill
 from pathryoshka.session import ray_session
+from pathryoshka.storage.server import S3Server
 from pathryoshka.tiles.importing import import_images
 from pathryoshka.tiles.slides import cut_slides
 from tests.bench.common import finish

@@ -5,7 +5,7 @@ The ratio is the larger of the two. Of the runs of their own `--live` are measur
 
 from __future__ import annotations
 
-from pathryoshka.job import distill_together
+from pathryoshka.runs.job import distill_together
 from tests.bench.common import finish
 from tests.bench.trials import cost_of, eight_alone, options, quiet, students, with_tiles
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from pathryoshka import config
+from pathryoshka.distill.metrics import read_metrics
 from pathryoshka.distill.stream import bytes_in_flight
-from pathryoshka.driver import Ready, fit, prepared
-from pathryoshka.metrics import read_metrics
-from pathryoshka.s3server import S3Server
+from pathryoshka.runs.driver import Ready, fit, prepared
+from pathryoshka.storage.server import S3Server
 from pathryoshka.tiles.phantom import write_phantom
 from tests.bench.common import finish
 from tests.bench.sampling import Sampler, slope

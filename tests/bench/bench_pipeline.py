@@ -19,10 +19,10 @@ from pathlib import Path
 
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
-from pathryoshka.driver import Ready, fit, prepared
-from pathryoshka.metrics import read_metrics
+from pathryoshka.distill.metrics import read_metrics
 from pathryoshka.recipes import recipe_by_name
-from pathryoshka.s3server import S3Server
+from pathryoshka.runs.driver import Ready, fit, prepared
+from pathryoshka.storage.server import S3Server
 from pathryoshka.tiles.phantom import write_phantom
 from tests.bench.common import finish
 from tests.bench.sampling import Sampler

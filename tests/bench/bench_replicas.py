@@ -11,10 +11,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from pathryoshka import config
-from pathryoshka.devices import logical_cpus
 from pathryoshka.distill.stream import make_dataset
-from pathryoshka.inputs import make_stream, plan_of, tiles_of
 from pathryoshka.recipes import recipe_by_name
+from pathryoshka.runs.devices import logical_cpus
+from pathryoshka.runs.inputs import make_stream, plan_of, tiles_of
 from pathryoshka.teachers.pool import TeacherPool
 from pathryoshka.tiles.ledger import Ledger
 from pathryoshka.tiles.phantom import write_phantom

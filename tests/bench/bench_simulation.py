@@ -19,9 +19,9 @@ from pathryoshka import config
 from pathryoshka.distill.stream import make_dataset
 from pathryoshka.estimate.reckon import Ask, estimate, fleet
 from pathryoshka.estimate.simulate import Line, Pool, simulate
-from pathryoshka.inputs import make_stream, plan_of, tiles_of
 from pathryoshka.prices import read_prices
 from pathryoshka.recipes import recipe_by_name
+from pathryoshka.runs.inputs import make_stream, plan_of, tiles_of
 from pathryoshka.session import ray_session
 from pathryoshka.teachers.pool import TeacherPool
 from pathryoshka.tiles.ledger import Ledger

@@ -10,8 +10,9 @@ from __future__ import annotations
 import shutil
 import sys
 
-from pathryoshka import config, shelving
-from pathryoshka.job import distill, distill_together
+from pathryoshka import config
+from pathryoshka.runs import shelving
+from pathryoshka.runs.job import distill, distill_together
 from tests.bench.common import finish
 from tests.bench.trials import cost_of, eight_alone, options, quiet, students, with_tiles
 

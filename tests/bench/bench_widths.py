@@ -19,7 +19,7 @@ from pathryoshka.evaluate.embed import embed_tiles
 from pathryoshka.evaluate.folds import make_folds
 from pathryoshka.evaluate.scoring import cut, make_task, score
 from pathryoshka.recipes import recipe_by_name
-from pathryoshka.results import encode_with
+from pathryoshka.runs.results import encode_with
 from pathryoshka.session import ray_session
 from pathryoshka.student.encoder import build_student
 from pathryoshka.tiles.importing import import_images

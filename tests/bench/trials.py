@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pathryoshka import config
-from pathryoshka.devices import logical_cpus
-from pathryoshka.job import distill
+from pathryoshka.runs.devices import logical_cpus
+from pathryoshka.runs.job import distill
 from pathryoshka.session import ray_session
 from tests.bench.bench_learns import make_tiles, run_of
 from tests.bench.sampling import Sampler

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pathryoshka.lease import Lease, RunTaken
 from pathryoshka.search import open_index, writing
 from pathryoshka.search.filters import Filter
 from pathryoshka.search.manifest import SearchError, read_manifest
+from pathryoshka.storage.lease import Lease, RunTaken
 from tests.indices import CFG, NAMES, NUM, WIDTH, brute, facts, ids, vectors, write_table
 
 # ---------------------------------------------------------------- what is found

@@ -11,9 +11,9 @@ from typing import Literal
 
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
-from pathryoshka.driver import Ready, Result, Say, fit, prepared
-from pathryoshka.during import evaluating
-from pathryoshka.metrics import read_metrics
+from pathryoshka.distill.metrics import read_metrics
+from pathryoshka.runs.driver import Ready, Result, Say, fit, prepared
+from pathryoshka.runs.during import evaluating
 
 LONG = 5000
 """Optimizer steps from which on a fresh run is rehearsed unasked."""
@@ -90,7 +90,7 @@ def rehearsal(ready: Ready, say: Say) -> Result:
             say(f"rehearsal: {what} in {time.perf_counter() - started:.0f} s")
         say(f"rehearsal: {stages(ready, result.metrics)}")
         started = time.perf_counter()
-        from pathryoshka.results import export_run  # evaluation and plots: not needed to train
+        from pathryoshka.runs.results import export_run  # evaluation and plots: not needed to train
 
         with tempfile.TemporaryDirectory() as folder:
             export_run(small, Path(folder) / "export")

@@ -21,18 +21,18 @@ import numpy as np
 from ray.data import Dataset, TaskPoolStrategy
 
 from pathryoshka import config, storage, watch
-from pathryoshka.devices import logical_cpus, refuse_too_few_devices
 from pathryoshka.distill.stream import Stream, as_row, batched, from_items, micro_batch_of, with_teachers
-from pathryoshka.driver import JobError, Say
 from pathryoshka.features import codec, coverage
 from pathryoshka.features import recipe as recipes
 from pathryoshka.features.budget import Budget, bytes_per_view, refuse_too_large
 from pathryoshka.features.filling import Part, Shelving, parts_of, segment_of, write_part
 from pathryoshka.features.store import Stored, open_store, refuse_other_teachers, refuse_unlimited, teacher_uri
-from pathryoshka.inputs import make_stream, plan_of, student_grid, tiles_of, tokens_kept, with_only
-from pathryoshka.lease import Lease
 from pathryoshka.progress import is_due, line
+from pathryoshka.runs.devices import logical_cpus, refuse_too_few_devices
+from pathryoshka.runs.driver import JobError, Say
+from pathryoshka.runs.inputs import make_stream, plan_of, student_grid, tiles_of, tokens_kept, with_only
 from pathryoshka.session import ray_session
+from pathryoshka.storage.lease import Lease
 from pathryoshka.teachers.licences import refuse_by_policy, terms
 from pathryoshka.teachers.pool import Facts, TeacherPool
 from pathryoshka.teachers.zoo import row_by_name

@@ -28,10 +28,10 @@ RULE = "highest mean over data sets of the linear probe's balanced accuracy at t
 @ray.remote(max_retries=1)
 def score_checkpoint(run: config.Run, ref: Ref) -> dict[str, float]:
     """`<data set>/<protocol>/<width>` -> score of one checkpoint."""
-    from pathryoshka import results
     from pathryoshka.evaluate.compare import evaluate
     from pathryoshka.evaluate.contenders import Contender
     from pathryoshka.evaluate.scoring import ALWAYS
+    from pathryoshka.runs import results
 
     asked = run.evaluate.during
     student = results.trained_module(run, ref).student

@@ -18,15 +18,17 @@ from ray.train.torch import TorchTrainer
 
 from pathryoshka import config, storage, watch
 from pathryoshka.changes import refuse_changes
-from pathryoshka.devices import logical_cpus, refuse_too_few_devices
 from pathryoshka.distill import checkpoint
 from pathryoshka.distill.checkpoint import common_ledger
 from pathryoshka.distill.fit import fit_standardisers
 from pathryoshka.distill.learner import Entrant
+from pathryoshka.distill.metrics import read_metrics
 from pathryoshka.distill.stream import bytes_in_flight, bytes_per_row, execution_options, make_dataset
 from pathryoshka.distill.train import Job, seconds_before, stopped_uri, train_worker
 from pathryoshka.features.store import open_store, refuse_other_teachers
-from pathryoshka.inputs import (
+from pathryoshka.observability.gauges import SEEN_S
+from pathryoshka.runs.devices import logical_cpus, refuse_too_few_devices
+from pathryoshka.runs.inputs import (
     in_order,
     is_complete,
     make_stream,
@@ -36,10 +38,8 @@ from pathryoshka.inputs import (
     tokens_kept,
     with_only,
 )
-from pathryoshka.lease import Lease
-from pathryoshka.metrics import read_metrics
-from pathryoshka.observability.gauges import SEEN_S
 from pathryoshka.session import console, ray_session, shower
+from pathryoshka.storage.lease import Lease
 from pathryoshka.teachers.licences import Terms, ledger, refuse_by_policy, terms
 from pathryoshka.teachers.pool import Facts, Shared, TeacherPool
 from pathryoshka.teachers.zoo import row_by_name

@@ -24,8 +24,8 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
 from pathryoshka import config
-from pathryoshka.retry import NOT_S3, NotFound, StorageError, retrying
-from pathryoshka.s3client import NUM_THREADS, client, s3_files
+from pathryoshka.storage.clients import NUM_THREADS, client, s3_files
+from pathryoshka.storage.retry import NOT_S3, NotFound, StorageError, retrying
 
 __all__ = ["NotFound", "StorageError", "retrying"]  # beside the functions below: what callers catch and wrap with
 

@@ -22,6 +22,7 @@ import torch
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint, engine
 from pathryoshka.distill.checkpoint import Ref
+from pathryoshka.distill.metrics import read_metrics
 from pathryoshka.distill.model import Distiller, build_module
 from pathryoshka.evaluate.compare import Evaluation, evaluate
 from pathryoshka.evaluate.contenders import Contender, lazily
@@ -36,7 +37,6 @@ from pathryoshka.evaluate.token_map import TokenMap, token_maps
 from pathryoshka.export.seen import Seen, collect_seen, merge, seen_from_bytes, seen_to_bytes
 from pathryoshka.export.verify import verify
 from pathryoshka.export.write import NUM_GOLDEN, write_export
-from pathryoshka.metrics import read_metrics
 from pathryoshka.session import ray_session
 from pathryoshka.student.encoder import StudentEncoder
 from pathryoshka.teachers import standardize

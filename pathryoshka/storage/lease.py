@@ -16,7 +16,7 @@ import time
 import uuid
 
 from pathryoshka import config, storage
-from pathryoshka.retry import NotFound, StorageError
+from pathryoshka.storage.retry import NotFound, StorageError
 
 log = logging.getLogger(__name__)
 

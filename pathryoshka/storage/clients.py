@@ -18,7 +18,7 @@ from botocore import exceptions as aws
 from botocore.config import Config as ClientConfig
 
 from pathryoshka import config
-from pathryoshka.retry import NO_CREDENTIALS, StorageError
+from pathryoshka.storage.retry import NO_CREDENTIALS, StorageError
 
 NUM_THREADS = 4  # files one operation on a folder has under way; more of them starve the lease on a small server
 CONNECT_S, SILENCE_S = 5.0, 20.0  # seconds after which a connection, or a pause in an answer, counts as failed
