@@ -32,7 +32,7 @@ def environment(name: str, *requirements: str, scratch: Path) -> Path:
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
     ).strip()
     (Path(site) / "host.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    install = [python, "-m", "pip", "install", "-q", *requirements]
+    install: list[str | Path] = [python, "-m", "pip", "install", "-q", *requirements]
     result = subprocess.run(install, capture_output=True, text=True, timeout=3600)
     if result.returncode:
         pytest.skip(f"SKIPPED: {name} does not install here: {result.stderr.strip().splitlines()[-1]}")

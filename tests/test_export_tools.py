@@ -119,7 +119,9 @@ def test_thunders_file_fulfils_its_abstract_class(folder: Path, monkeypatch: pyt
     views = torch.stack([model.get_transform()(tile) for tile in tiles])
     with torch.inference_mode():
         torch.testing.assert_close(model.get_linear_probing_embeddings(views), golden[:, :width], rtol=1e-4, atol=1e-4)
-        assert model.get_segmentation_embeddings(views).shape[2] == model.emb_dim_seg
+        tokens, own = model.get_segmentation_embeddings(views), model.student.tokens(views)
+        assert tokens.shape[2] == model.emb_dim and torch.equal(tokens[..., : own.shape[2]], own)
+        assert not tokens[..., own.shape[2] :].any()
     assert model.emb_dim == width and model.name.endswith(f"_{width}")
 
 

@@ -22,7 +22,8 @@ e = torch.nn.functional.normalize(z[:, :{small}], dim=-1)                    # a
 ```
 
 A width is the first numbers of the vector, normalised again *after* cutting. timm {timm} and torch {torch} made this
-folder; timm 1.0.16 is the oldest that knows `local-dir:`. With the `pathryoshka` package,
+folder; timm 1.0.29 is the oldest whose `local-dir:` finds the weights (1.0.16 with
+`checkpoint_path="<this folder>/model.safetensors"` in place of `pretrained=True`). With the `pathryoshka` package,
 `pathryoshka.load("<this folder>", width={small}).embed(images_uint8)` does the same, and
 `pathryoshka verify <this folder>` compares the eight tiles in `golden/` with their vectors in `golden.safetensors`,
 which any other runtime should reach to 1e-4.

@@ -20,7 +20,8 @@ class Student(torch.nn.Module):
         self.width = width or self.facts["width"]
         if self.width not in (self.facts["width"], *self.facts["widths"]):
             raise ValueError(f"the student was trained for widths {self.facts['widths']}; got width={width}")
-        self.model = timm.create_model(f"local-dir:{EXPORT}", pretrained=True).eval()
+        weights = EXPORT / "model.safetensors"  # named, for before 1.0.29 timm finds no weights in such a folder
+        self.model = timm.create_model(f"local-dir:{EXPORT}", checkpoint_path=str(weights)).eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.model(x)[:, : self.width]

@@ -1,5 +1,6 @@
 """THUNDER (thunder-bench 0.2, timm 1.0.16 to 1.0.20): thunder benchmark custom:tools/thunder_model.py bach knn
 
+WANDB_MODE=offline where there is no account. transformation_invariance and LoRA of THUNDER 0.2.2 take no custom model.
 PATHRYOSHKA_WIDTH cuts the embedding; PATHRYOSHKA_EXPORT names the exported folder where this file was moved out of it.
 """
 
@@ -7,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from thunder.models import PretrainedModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -20,7 +22,6 @@ class PathryoshkaStudent(PretrainedModel):
         facts = self.student.facts
         self.name = f"pathryoshka_{facts['model_id'][:12]}_{self.student.width}"
         self.emb_dim = self.student.width
-        self.emb_dim_seg = min(self.student.width, facts["token_width"])
         self.vlm = False
 
     def forward(self, x):
@@ -33,4 +34,5 @@ class PathryoshkaStudent(PretrainedModel):
         return self.student(x)
 
     def get_segmentation_embeddings(self, x):
-        return self.student.tokens(x)
+        tokens = self.student.tokens(x)  # zeros up to `emb_dim`: THUNDER 0.2.2 tests with no other width
+        return torch.nn.functional.pad(tokens, (0, self.emb_dim - tokens.shape[2]))
