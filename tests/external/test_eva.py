@@ -40,7 +40,7 @@ pytestmark = [
 
 def tiles_of(name: str, root: Path) -> None:
     """`root/<split>/<class>/*.jpg`: LC25000 by image (quarters), CRC-7K by tile (ninths), GlaS by patient."""
-    source = Path(str(REAL)) / "tiles" / name
+    source = Path(str(REAL)) / "tiles" / name.removesuffix("_quarters")
     if name in ("lc25000", "crc7k"):
         parts = 2 if name == "lc25000" else 3  # more rows than a batch, or eva's seeds change nothing
         paths = sorted(source.glob("*.jp*g"))
@@ -57,7 +57,14 @@ def tiles_of(name: str, root: Path) -> None:
     for row in csv.DictReader((source / "grade.csv").open()):
         split = "val" if int(row["patient"]) % 3 == 0 else "train"
         with Image.open(source / "images" / f"{row['image']}.jpg") as image:
-            keep(image, root / split / row["grade2"] / f"{row['image']}.jpg")
+            folder = root / split / row["grade2"]
+            if name == "glas":
+                keep(image, folder / f"{row['image']}.jpg")
+                continue
+            width, height = image.width // 2, image.height // 2
+            for i, (x, y) in enumerate(itertools.product(range(2), repeat=2)):
+                part = image.crop((x * width, y * height, (x + 1) * width, (y + 1) * height))
+                keep(part, folder / f"{row['image']}_{i}.jpg")
 
 
 def keep(image: Image.Image, path: Path) -> None:
@@ -97,7 +104,7 @@ def saved(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     }
 
 
-@pytest.mark.parametrize(("name", "num_classes"), [("lc25000", 5), ("crc7k", 7), ("glas", 2)])
+@pytest.mark.parametrize(("name", "num_classes"), [("lc25000", 5), ("crc7k", 7), ("glas", 2), ("glas_quarters", 2)])
 def test_evas_probe_and_ours_agree_within_its_seeds(
     name: str, num_classes: int, student: Path, python: Path, tmp_path: Path
 ) -> None:
