@@ -249,7 +249,7 @@ def test_every_family_scores_what_is_good_above_what_is_blind(tiles: str) -> Non
     found = evaluate(CONTENDERS[:2], WIDTHS, cfg, CFG, size=SIZE).scores
     (dataset,) = found.datasets
     scored = {row.protocol for row in found.rows}
-    elsewhere = {"attention", "expression", *(name for name in PROTOCOLS if name.startswith("pairs/"))}
+    elsewhere = {name for name in PROTOCOLS if name.startswith(("pairs/", "robustness"))} | {"attention", "expression"}
     assert scored == set(PROTOCOLS) - elsewhere
     for protocol in scored - {"calibration", "stain/cosine", "stain/found"}:
         mine, blind = (found.row(dataset.name, protocol, name) for name in ("student", "start"))

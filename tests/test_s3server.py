@@ -84,13 +84,15 @@ def test_it_ends_with_the_command_that_started_it(tmp_path: Path) -> None:
     parents = [
         subprocess.Popen(
             [sys.executable, "-c", PARENT, str(tmp_path / how.name)],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for how in hows
     ]  # fmt: skip
     for parent, how in zip(parents, hows, strict=True):
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
+        assert parent.stdout is not None and parent.stderr is not None
+        line = parent.stdout.readline()
+        assert line, parent.stderr.read()
+        pid = int(line)
         assert psutil.Process(pid).name() == "weed"
         parent.send_signal(how)
         assert parent.wait(10) != 0
