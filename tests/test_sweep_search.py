@@ -14,7 +14,7 @@ from pathryoshka.runs.devices import DeviceError
 from pathryoshka.sweep import run as rooms
 from pathryoshka.sweep.run import concurrency, may_share, param_space, scheduler_of, session_cpus, start_record
 from pathryoshka.sweep.space import Sweep, points, run_of
-from pathryoshka.sweep.trial import decode
+from pathryoshka.sweep.trial import decode, trial_run
 
 LR = {"optim.lr": {"loguniform": [1e-4, 1e-2]}}
 SPACE = {**LR, "student.widths": {"choice": [[16, 48], [48]]}, "student.heads.hidden": {"integers": [0, 2]}}
@@ -56,6 +56,19 @@ def test_asha_counts_in_views_up_to_the_longest_plan() -> None:
     assert isinstance(asha, tune.schedulers.ASHAScheduler)
     assert (asha._time_attr, asha._max_t, asha._metric) == ("views", 512, "unexplained")
     assert asha._brackets[0]._rungs[-1][0] == 51
+
+
+@pytest.mark.parametrize(("every", "first"), [(25, 12), (5, 5)])
+def test_a_trial_logs_where_asha_compares(every: int, first: int) -> None:
+    base = config.make_run(config.overlay(debug().model_dump(), {"plan": {"num_views": 4800}, "train": {
+        "global_batch": 64, "micro_batch": 32, "log_every": every}}))  # fmt: skip
+    sweep = Sweep.model_validate({"space": LR, "search": "random", "scheduler": "asha"})
+    trial = trial_run(sweep, base, {"optim.lr": 1e-3}, "t0")
+    assert trial.train.log_every == first
+    rung = scheduler_of(sweep, base)._brackets[0]._rungs[-1][0]
+    assert rung == 720 and first * 64 < rung + 64
+    alone = Sweep.model_validate({"space": LR, "search": "random"})
+    assert trial_run(alone, base, {"optim.lr": 1e-3}, "t0").train.log_every == every
 
 
 def test_teachers_are_shared_unless_a_trial_changes_what_they_answer() -> None:

@@ -113,8 +113,8 @@ class Validation(Section):
 
 
 class Asha(Section):
-    grace_share: float = Field(0.25, gt=0, le=1, description="share of plan.num_views that no trial is denied")
-    reduction: float = Field(3, gt=1, description="one of so many goes on at each rung")
+    grace_share: float = Field(0.15, gt=0, le=1, description="share of plan.num_views that no trial is denied")
+    reduction: float = Field(4, gt=1, description="one of so many goes on at each rung")
 
 
 class Sweep(Section):

@@ -9,6 +9,7 @@ notices.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -69,9 +70,16 @@ def decode(sweep: Sweep, encoded: dict[str, Any]) -> Point:
 
 
 def trial_run(sweep: Sweep, base: config.Run, point: Point, name: str) -> config.Run:
-    """The run of a trial: `<storage.root>/<sweep>/trials/<trial>`."""
-    store = base.storage.model_copy(update={"root": trials_root(base)})
-    return run_of(base, point).model_copy(update={"name": name, "storage": store})
+    """The run of a trial: `<storage.root>/<sweep>/trials/<trial>`.
+
+    A scheduler compares trials at their log lines: the first one is at the first rung, or what is behind trains on.
+    """
+    run = run_of(base, point)
+    over: dict[str, Any] = {"name": name, "storage": base.storage.model_copy(update={"root": trials_root(base)})}
+    if sweep.scheduler == "asha":
+        rung = math.ceil(sweep.asha.grace_share * run.plan.num_views / run.train.global_batch)
+        over["train"] = run.train.model_copy(update={"log_every": min(run.train.log_every, rung)})
+    return run.model_copy(update=over)
 
 
 @ray.remote(num_cpus=0, max_retries=0)

@@ -35,7 +35,7 @@ SPACE = {
 }
 HOW: dict[str, dict[str, Any]] = {
     "grid": {"lockstep": 6},
-    "asha": {"scheduler": "asha", "asha": {"grace_share": 0.2, "reduction": 3}, "max_concurrent": 1},
+    "asha": {"scheduler": "asha", "max_concurrent": 1},
 }
 
 
