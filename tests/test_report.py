@@ -11,12 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from pathryoshka import config, storage
 from pathryoshka.evaluate.details import Details
 from pathryoshka.evaluate.neighbours import Panel, Picture, Query
-from pathryoshka.evaluate.pictures import loss_figure, score_figure, short, spread, thinned, thousands, to_png
+from pathryoshka.evaluate.pictures import (
+    loss_figure,
+    mark_scores,
+    score_figure,
+    short,
+    spread,
+    thinned,
+    thousands,
+    to_png,
+)
 from pathryoshka.evaluate.report import Story, duration, headline, render, write_report
 from pathryoshka.evaluate.scores import PCA, TEACHERS_MEAN, Cost, DataSet, Difference, Row, Scores
 from pathryoshka.page import COLOURS
@@ -332,3 +342,14 @@ def test_labels_move_apart_and_keep_their_order() -> None:
     heights = {what: height for what, height, _ in moved}
     assert heights["b"] - heights["a"] == pytest.approx(0.05, abs=1e-6)
     assert heights["a"] + heights["b"] == pytest.approx(1.61) and heights["c"] == 0.5
+
+
+@pytest.mark.parametrize("limits", [(0.5, 0.92), (0.6, 0.93), (0, 1.005), (-0.5, 1.005), (0.9, 1.0), (0.72, 0.99)])
+def test_every_tick_has_a_number_of_its_own(limits: tuple[float, float]) -> None:
+    figure = Figure()
+    ax = figure.subplots()
+    ax.set_ylim(*limits)
+    mark_scores(ax)
+    figure.draw_without_rendering()
+    said = [label.get_text() for label in ax.get_yticklabels()]
+    assert len(said) == len(set(said)) >= 3, said

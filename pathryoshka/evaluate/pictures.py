@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MultipleLocator, NullLocator
 
 from pathryoshka.evaluate.scores import DataSet, Row, Scores
 from pathryoshka.evaluate.scoring import DRAWN, PROTOCOLS, UNITS
@@ -99,6 +99,15 @@ def line_height(figure: Figure, num_rows: int, ax: Axes) -> float:
     return 13 / points * (high - low)
 
 
+def mark_scores(ax: Axes) -> None:
+    """Ticks of the y axis, each with a number of its own: tenths where the limits are far apart, else hundredths."""
+    low, high = ax.get_ylim()
+    wide = high - low > 0.3
+    if wide:
+        ax.yaxis.set_major_locator(MultipleLocator(0.1 if high - low < 1.2 else 0.2))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 1 if wide else 2)))
+
+
 def draw_scores(ax: Axes, rows: Sequence[Row], dataset: DataSet, gap: float, axis_width: float) -> None:
     """`gap`: height of a line of text on the y axis; `axis_width`: length of the x axis in points."""
     teachers = [r for r in rows if r.kind in ("teacher", "other")]
@@ -135,8 +144,7 @@ def draw_scores(ax: Axes, rows: Sequence[Row], dataset: DataSet, gap: float, axi
     ax.set_xticks(thinned(widths, {r.width for r in teachers}, apart))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     ax.xaxis.set_minor_locator(NullLocator())
-    low, high = ax.get_ylim()
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value, 1 if high - low > 0.3 else 2)))
+    mark_scores(ax)
     ax.set_xlabel("numbers kept of the embedding", color=light("faint"))
     furnish(ax)
 
