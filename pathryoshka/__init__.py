@@ -5,6 +5,7 @@ The house, in the order in which a tile walks through it::
     config      the one typed tree of a run          recipes     named trees: demo, debug, paper_b, paper_s
     changes     what may differ under one run name   memory      what a process keeps and has held
     session     Ray, here or on a cluster            watch       ends a run from outside its main thread
+    patience    Ray Data's loop waits with whoever is slow
     storage/    the only room that knows URLs: files and folders; retry (what is tried again, errors in words), clients,
                 lease (one driver a run), parquet (row groups, checksums looked at), server (a real S3 on loopback)
     tiles/      slides and images -> shards; the plan of what is read; the view of a tile

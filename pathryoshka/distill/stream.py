@@ -21,6 +21,7 @@ from pathryoshka import storage
 from pathryoshka.distill.fanout import FanOut
 from pathryoshka.features import reader
 from pathryoshka.features.store import Stored
+from pathryoshka.patience import Patience
 from pathryoshka.tiles.ledger import Ledger, Work, remaining, undone
 from pathryoshka.tiles.segments import Batch, Source, padding_batch, segment_batches
 
@@ -75,6 +76,7 @@ def from_items(stream: Stream, items: list[dict[str, Any]], read: Callable[..., 
     context.target_max_block_size = 4096  # any row is larger, so every row is a block of its own
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.custom_execution_callback_classes = [Patience]
     context.execution_options = execution_options(stream)
     data: Dataset = ray.data.from_items(items, override_num_blocks=max(1, min(len(items), MAX_BLOCKS)))
     return data.map_batches(

@@ -23,6 +23,7 @@ from pathryoshka.embedding.engine import Engine
 from pathryoshka.embedding.reading import OWN_FAILURES, Found, Reading, shard_tiles, slide_tiles
 from pathryoshka.embedding.rows import Tiles, facts_table, to_bytes
 from pathryoshka.embedding.sources import Shard, Unit
+from pathryoshka.patience import Patience
 
 MAX_BLOCKS = 10_000
 """Ray keeps a little state for each input block; more pieces go several to a block."""
@@ -78,6 +79,7 @@ def make_dataset(units: Sequence[Unit], how: Reading, pools: Pools, engine: Engi
     context.target_max_block_size = 4096  # any row is larger, so every row is a block of its own
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.custom_execution_callback_classes = [Patience]
     limit = ExecutionResources.for_limits(object_store_memory=bytes_in_flight(how, pools))
     context.execution_options = ExecutionOptions(preserve_order=False, resource_limits=limit)
     items = [
