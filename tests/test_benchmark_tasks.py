@@ -23,6 +23,7 @@ from pathryoshka.benchmarks.rows import benchmark
 from pathryoshka.cli import cli
 from pathryoshka.evaluate.compare import evaluate
 from pathryoshka.evaluate.contenders import Contender
+from pathryoshka.evaluate.embed import EmbedError
 from pathryoshka.evaluate.protocols.consistency import consistency
 from pathryoshka.evaluate.protocols.ridge import gene_expression
 from pathryoshka.evaluate.protocols.robustness import robustness_index
@@ -32,7 +33,7 @@ from pathryoshka.tiles.measured import read_measured
 from pathryoshka.tiles.places import place_of
 from pathryoshka.tiles.shards import ShardError
 from tests import benchmark_trees as trees
-from tests.blotches import CFG, CONTENDERS, SIZE, WIDTHS
+from tests.blotches import CFG, CONTENDERS, SIZE, WIDTHS, rows, write
 from tests.exports import export
 
 SMALL = {"stains": ("GIV", "HR", "MY"), "scanners": ("AT2", "P"), "side": 5}
@@ -234,6 +235,13 @@ def test_hospitals_are_scored_by_neighbours_of_one_number_for_all(hospitals: str
     assert vote is not None and vote.score == pytest.approx(want.vote.value)
     assert {row.protocol for row in found.scores.rows} == {"robustness", "robustness/vote"}
     assert {d.other for d in found.scores.differences} >= {"t0", "mean of teachers"}
+
+
+def test_tiles_beyond_the_domain_alone_are_refused(tmp_path: Path) -> None:
+    made_by = {"kind": "benchmark", "task": "robustness"}
+    uri = write(tmp_path / "beyond", rows(12, split="OOD"), made_by)
+    with pytest.raises(EmbedError, match="beyond has no labelled tile outside of split OOD"):
+        evaluate(CONTENDERS, WIDTHS, config.Evaluate(tiles=(uri,)), CFG, size=SIZE)
 
 
 # ---------------------------------------------------------------- together, from the command line

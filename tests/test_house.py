@@ -7,6 +7,7 @@ resolved. "Reaches" adds what the imported rooms of this package import when the
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -365,6 +366,12 @@ def test_every_command_in_the_readme_is_a_verb() -> None:
                 break
             assert word in command.commands, f"README says `pathryoshka {words}`; there is no such verb"
             command = command.commands[word]
+
+
+def test_what_installing_compiles_exists() -> None:
+    """The Makefile forgives an import that fails there, for a smaller set of extras may lack it."""
+    (line,) = re.findall(r"^COMPILED = import (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert not [name for name in line.split(", ") if importlib.util.find_spec(name) is None]
 
 
 def test_every_make_target_in_the_readme_exists() -> None:

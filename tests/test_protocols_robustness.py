@@ -138,6 +138,9 @@ def test_what_has_no_robustness_is_refused() -> None:
         robustness.robustness_index(x, labels, np.full(160, "x"), slides)
     with pytest.raises(ProtocolError, match="all tiles are of one slide or one centre"):
         robustness.robustness_index(x, labels, centres, np.zeros(160, int))
+    parts = np.repeat(["good", "bad"], 80)
+    with pytest.raises(ProtocolError, match="all tiles of bad are of one slide or one centre"):
+        robustness.robustness_index(x, labels, np.where(parts == "bad", "x", centres), slides, parts=parts)
     with pytest.raises(ProtocolError, match="k is 151, but some tile has only 150 tiles of other slides"):
         robustness.robustness_index(x, labels, centres, slides, 151)
 

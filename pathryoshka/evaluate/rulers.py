@@ -186,7 +186,12 @@ def ruler_of(
         facts = describe(name, embedded, folds, made_by, seen, task=task)
         return embedded, by_expression(embedded, folds, measured), facts, remarks_on(facts, cfg)
     if task == "robustness":
-        embedded = embedded.keep(embedded.splits != OUT_OF_DOMAIN)
+        within = embedded.splits != OUT_OF_DOMAIN
+        if not within.any():
+            raise EmbedError(
+                f"{name} has no labelled tile outside of split {OUT_OF_DOMAIN}, which its index leaves out"
+            )
+        embedded = embedded.keep(within)
         ruler, k = by_centres(embedded)
         facts = describe(name, embedded, (), made_by, seen, task=task)
         notes.append(f"The robustness index of {name} is of {k} neighbours, the median of what suits each encoder.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pathryoshka.evaluate.across import Contrast, overall
 from pathryoshka.evaluate.statistics import Estimate
 from tests.bench.bench_learns import run_of
 from tests.bench.common import finish
-from tests.bench.trials import with_tiles
+from tests.bench.trials import tiles_here, with_tiles
 
 GOAL = 7.0
 
@@ -30,14 +30,10 @@ GOAL = 7.0
 def base_of(args: argparse.Namespace, half: str) -> config.Run:
     """The run that the twins of a half are made from, its tiles in a folder, teachers in a store."""
     base = run_of(half, args.views, args.set)
-
-    def here(uris: Sequence[str]) -> list[str]:
-        return [uri.replace("s3://learns", str(args.work)) for uri in uris if "slides" not in uri]
-
     over: dict[str, Any] = {
         "name": f"twins-{half}-{args.views}",
-        "data": {"tiles": here(base.data.tiles)},
-        "evaluate": {"tiles": here(base.evaluate.tiles), "protocols": []},
+        "data": {"tiles": tiles_here(args, base.data.tiles)},
+        "evaluate": {"tiles": tiles_here(args, base.evaluate.tiles), "protocols": []},
         "views": {"per_tile": args.per_tile},
         "store": {"uri": f"{args.work}/store-{half}"},
         "storage": {"root": f"{args.work}/runs"},

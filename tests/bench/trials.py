@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,17 @@ def options() -> argparse.Namespace:
     return args
 
 
+def tiles_here(args: argparse.Namespace, uris: Sequence[str]) -> list[str]:
+    """Of `learns`' tile data sets those that are not cut from slides, in the work folder."""
+    return [uri.replace("s3://learns", str(args.work)) for uri in uris if "slides" not in uri]
+
+
 def students(args: argparse.Namespace, kind: str) -> list[config.Run]:
     """The eight runs, their tiles in a folder, under names that say how they are trained."""
     base = run_of("a", args.views, args.set)
-    tiles = [uri.replace("s3://learns", str(args.work)) for uri in base.data.tiles if "slides" not in uri]
     shutil.rmtree(args.work / "runs" / kind, ignore_errors=True)
     common = {
-        "data": {"tiles": tiles},
+        "data": {"tiles": tiles_here(args, base.data.tiles)},
         "views": {"per_tile": args.per_tile},
         "storage": {"root": str(args.work / "runs" / kind)},
         "train": {"checkpoint_every": 1000, "log_every": 25},

@@ -68,8 +68,10 @@ def robustness_index(
     of_part = np.zeros(len(labels), int) if parts is None else np.unique(parts, return_inverse=True)[1]
     members = [np.flatnonzero(of_part == number) for number in range(int(of_part.max()) + 1)]
     most = min(len(rows) - int(np.bincount(groups[rows]).max()) for rows in members)
-    if most < 1 or any(len(np.unique(places[rows])) < 2 for rows in members):
-        raise ProtocolError("all tiles are of one slide or one centre; robustness needs tiles of several")
+    for rows in members:
+        if len(np.unique(groups[rows])) < 2 or len(np.unique(places[rows])) < 2:
+            of = f" of {parts[rows[0]]}" if parts is not None and len(members) > 1 else ""
+            raise ProtocolError(f"all tiles{of} are of one slide or one centre; robustness needs tiles of several")
     if k is not None and not 1 <= k <= most:
         raise ProtocolError(f"k is {k}, but some tile has only {most} tiles of other slides; take 1 to {most}")
     ks = [n for n in NEIGHBOURS if n <= most] if k is None else [k]
