@@ -25,7 +25,7 @@ from pathryoshka.storage.server import S3Server
 from pathryoshka.tiles.phantom import write_phantom
 from tests.runs import Driver, settings
 
-EVERYTHING = Ablate(what=("single", "flat", "widths", "raw"), published=tuple(PUBLISHED), seeds=2)
+EVERYTHING = Ablate(what=("single", "flat", "widths", "raw", "weights"), published=tuple(PUBLISHED), seeds=2)
 
 
 # ---------------------------------------------------------------- what is trained
@@ -34,7 +34,8 @@ EVERYTHING = Ablate(what=("single", "flat", "widths", "raw"), published=tuple(PU
 def test_every_twin_is_the_base_run_but_for_what_it_is_about() -> None:
     base = recipe_by_name("demo")
     runs = runs_of(EVERYTHING, base)
-    names = [f"only-lite{n}" for n in range(3)] + ["flat", "width-48", "width-96", "width-192", "raw", *PUBLISHED]
+    names = [f"only-lite{n}" for n in range(3)] + ["flat", "width-48", "width-96", "width-192", "raw"]
+    names += [*(f"more-lite{n}" for n in range(3)), *PUBLISHED]
     assert list(runs) == ["all", *names]
     for name, (first, second) in runs.items():
         assert (first.name, second.name) == (f"{name}-s0", f"{name}-s1")
@@ -43,6 +44,9 @@ def test_every_twin_is_the_base_run_but_for_what_it_is_about() -> None:
         for section in ("data", "views", "plan", "teachers", "store", "optim"):
             assert getattr(first, section) == getattr(base, section), f"{name} changes {section}"
     (alone, _), (flat, _), (narrow, _) = runs["only-lite1"], runs["flat"], runs["width-96"]
+    assert runs["more-lite2"][0].loss.weights == {"lite2": 4}
+    twice = config.make_run(config.overlay(base.model_dump(), {"loss": {"weights": {"lite2": 0.5}}}))
+    assert runs_of(EVERYTHING, twice)["more-lite2"][0].loss.weights == {"lite2": 2}
     assert alone.loss.weights == {"lite0": 0, "lite2": 0}
     assert {w for w, weight in flat.loss.widths.items() if weight} == {384}
     assert {w for w, weight in narrow.loss.widths.items() if weight} == {96}

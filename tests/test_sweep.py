@@ -78,7 +78,7 @@ def test_asha_a_failure_and_what_is_left(s3: S3Server, tiles: str, tmp_path: Pat
     sweep = {
         "space": {"optim.lr": {"choice": [1e-2, 1e-9, 1e30]}},
         "scheduler": "asha",
-        "asha": {"grace_share": 0.4, "reduction": 2},
+        "rungs": {"grace_share": 0.4, "reduction": 2},
         "max_concurrent": 1,
         "objective": {"metric": "validation", "mode": "min"},
         "validation": {"tiles": [tiles], "splits": ["test"], "num_views": 64},

@@ -51,7 +51,7 @@ def test_optuna_learns_from_what_finished_trials_say(two: bool) -> None:
 
 
 def test_asha_counts_in_views_up_to_the_longest_plan() -> None:
-    sweep = Sweep.model_validate({"space": LR, "search": "random", "scheduler": "asha", "asha": {"grace_share": 0.1}})
+    sweep = Sweep.model_validate({"space": LR, "search": "random", "scheduler": "asha", "rungs": {"grace_share": 0.1}})
     asha = scheduler_of(sweep, debug())
     assert isinstance(asha, tune.schedulers.ASHAScheduler)
     assert (asha._time_attr, asha._max_t, asha._metric) == ("views", 512, "unexplained")

@@ -12,10 +12,10 @@ import pytest
 from pathryoshka.config import ConfigError
 from pathryoshka.runs import shelving
 from pathryoshka.session import ray_session
-from pathryoshka.sweep.record import read_record
+from pathryoshka.sweep.record import Trial, read_record
 from pathryoshka.sweep.run import run_sweep
 from pathryoshka.sweep.space import Sweep
-from pathryoshka.sweep.together import groups_of
+from pathryoshka.sweep.together import entries_of, rungs_of, survivors
 from tests.runs import short_tmp
 from tests.stores import run_of
 from tests.test_sweep import left
@@ -27,16 +27,40 @@ def sweep_of(**over: Any) -> Sweep:
     return Sweep.model_validate({"space": LRS, "lockstep": 2, **over})
 
 
-def test_points_are_grouped_and_those_that_need_other_streams_refused(tmp_path: Path) -> None:
+def test_points_are_in_order_and_those_that_need_other_streams_refused(tmp_path: Path) -> None:
     base = run_of(tmp_path)
-    groups = groups_of(sweep_of(), base)
-    assert [[run.name for _, run in group] for group in groups] == [["t0000", "t0001"], ["t0002"]]
-    assert groups[1][0][1].optim.lr == 3e-3
+    entries = entries_of(sweep_of(), base)
+    assert [run.name for _, run in entries] == ["t0000", "t0001", "t0002"]
+    assert entries[2][0] == {"optim.lr": 3e-3} and entries[2][1].optim.lr == 3e-3
     probe = {"metric": "probe", "mode": "max"}
     with pytest.raises(ConfigError, match=r"differ in views\.stain: they cannot train in lock-step"):
-        groups_of(sweep_of(space={"views.stain": {"choice": [0.0, 0.1]}}, objective=probe), base)
-    with pytest.raises(ValueError, match="lockstep trains trials to the end together"):
+        entries_of(sweep_of(space={"views.stain": {"choice": [0.0, 0.1]}}, objective=probe), base)
+    stains = {"views.stain": {"choice": [0.0, 0.1]}, "optim.lr": {"choice": [1e-2, 1e-3]}}
+    assert len(entries_of(sweep_of(space=stains, objective=probe), base)) == 4, "each group has a stream of its own"
+    with pytest.raises(ValueError, match="use search: grid or random, scheduler: halving"):
         sweep_of(scheduler="asha")
+    with pytest.raises(ValueError, match="halving is for trials in lock-step; say how many"):
+        sweep_of(scheduler="halving", lockstep=0)
+
+
+def test_rungs_are_shares_of_the_plan_and_the_best_of_each_go_on(tmp_path: Path) -> None:
+    assert rungs_of(sweep_of(), 1000) == [1000]
+    halving = sweep_of(scheduler="halving", rungs={"grace_share": 0.1, "reduction": 3})
+    assert rungs_of(halving, 1000) == [100, 300, 900, 1000]
+    assert rungs_of(sweep_of(scheduler="halving", rungs={"grace_share": 1.0}), 1000) == [1000]
+    entries = entries_of(halving, run_of(tmp_path))
+    curves = {"t0000": [(60, 0.8), (120, 0.7)], "t0001": [(60, 0.5), (120, 0.71)], "t0002": [(60, 0.1)]}
+    trials = {
+        name: Trial(id=name, number=n, point=entries[n][0], curve=curve, views=curve[-1][0])
+        for n, (name, curve) in enumerate(curves.items())
+    }
+    said: list[str] = []
+    left = survivors(entries, trials, 100, 3, said.append)
+    assert [run.name for _, run in left] == ["t0000"], "at least one, by what the first line from the rung on says"
+    assert trials["t0001"].status == "stopped" and trials["t0002"].status == "running", "who did not come is not judged"
+    assert said == ["trial 1: stopped after 120 views, 0.7100 unexplained"]
+    assert survivors(entries, trials, 100, 3, said.append) == left and len(said) == 1, "resumed, it decides the same"
+    assert [run.name for _, run in survivors(entries, trials, 50, 1.5, said.append)] == ["t0001", "t0002"]
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +94,30 @@ def test_trials_from_a_store_in_lock_step_and_one_by_one_load_no_teacher(session
     for mine, other in zip(record.trials.values(), single.trials.values(), strict=True):
         assert mine.point == other.point
         assert mine.values["unexplained"] == other.values["unexplained"], "the same views in the same order"
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_halving_stops_what_is_behind_and_goes_on_without_what_is_not_finite(session: None, tmp_path: Path) -> None:
+    """Two groups whose order of views may differ, a student that explodes, a sweep that is resumed in the middle."""
+    base = run_of(tmp_path, name="halving", train={"num_workers": 1, "log_every": 5, "checkpoint_every": 100})
+    shelving.fill(base, lambda _: None)
+    space = {"optim.lr": {"choice": [1e-3, 1e30, 3e-3, 1e-9, 1e-2]}}
+    how = {"space": space, "scheduler": "halving", "lockstep": 3, "rungs": {"grace_share": 0.25, "reduction": 2}}
+    said: list[str] = []
+    first = run_sweep(sweep_of(**how, max_views=200), base, say=said.append)
+    assert any("the sweep ends: sweep.max_views=200 is spent" in line for line in said), said
+    assert [t.status for t in first.trials.values()] == ["running", "failed", "running"], said
+    assert "the loss was not finite" in first.trials["t0001"].error
+    at_first = {name: trial.curve for name, trial in first.trials.items()}
+    trials = run_sweep(sweep_of(**how), base, resume=True, say=said.append).trials
+    rung, next_rung = at_first["t0000"][-1][0], 200
+    assert 100 <= rung < 200 and at_first["t0002"][-1][0] == rung and at_first["t0000"]
+    assert trials["t0001"].status == "failed", "tried again, by itself"
+    assert (trials["t0003"].status, trials["t0003"].views) == ("stopped", rung), "a student that does not learn"
+    ends = sorted((trials[name].views, trials[name].status) for name in ("t0000", "t0002", "t0004"))
+    assert ends[0] == (rung, "stopped") and ends[1][1] == "stopped" and ends[2] == (400, "finished"), said
+    assert next_rung <= ends[1][0] < 400
+    for name, curve in at_first.items():
+        assert trials[name].curve[: len(curve)] == curve, "nothing was trained again"
+    assert not left()["groups"]

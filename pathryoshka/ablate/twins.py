@@ -18,8 +18,10 @@ from pathryoshka import config, storage
 from pathryoshka.ablate.published import published
 from pathryoshka.config import ConfigError, Run, Section
 
-What = Literal["single", "flat", "widths", "raw"]
+What = Literal["single", "flat", "widths", "raw", "weights"]
 ALL = "all"
+MORE = 4.0
+"""Times its weight in the base run: a teacher that weighs more."""
 
 
 class Ablate(Section):
@@ -28,7 +30,7 @@ class Ablate(Section):
     what: tuple[What, ...] = Field(
         ("single", "flat", "raw"),
         description="single: one teacher each; flat: no nesting, full width; widths: one student a width; raw: no "
-        "standardisation",
+        "standardisation; weights: each teacher in turn weighs four times as much",
     )
     published: config.Names = Field((), description="published recipes, by name")
     seeds: int = Field(3, ge=1, description="of training; views and plan are the same for all")
@@ -82,6 +84,10 @@ def twins(ablate: Ablate, base: Run) -> list[Twin]:
     if "raw" in ablate.what:
         over = {"standardise": {"summary": "none", "tokens": "none"}}
         out.append(Twin("raw", over, "all teachers, features as they are"))
+    if "weights" in ablate.what:
+        for name in teachers:
+            more = {name: MORE * base.loss.weights.get(name, 1.0)}
+            out.append(Twin(f"more-{name}", {"loss": {"weights": more}}, f"{name} weighs {MORE:g} times as much"))
     for name in ablate.published:
         recipe = published(name)
         over = dict(recipe.over)

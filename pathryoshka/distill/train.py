@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import tempfile
 import time
@@ -40,7 +41,8 @@ class Job:
         token: the attempt, which is the lease's token.
         console: name of the actor that brings lines to the driver's terminal.
         began_at: when the run would have begun had it never paused, in seconds of Unix time.
-        max_steps: stop after so many optimizer steps (a rehearsal, which shows nothing), None = the whole plan.
+        until: stop at the first step that has presented so many views (a rung, a rehearsal); None = the whole plan.
+        shown: whether its figures go to Prometheus.
         beside: runs that train in lock-step with this one, on the same stream.
     """
 
@@ -50,7 +52,8 @@ class Job:
     stream: Stream
     console: str | None = None
     began_at: float = field(default_factory=time.time)
-    max_steps: int | None = None
+    until: int | None = None
+    shown: bool = True
     beside: tuple[Entrant, ...] = ()
 
     @property
@@ -75,7 +78,7 @@ def train_worker(job: Job) -> None:
     micro_per_step = run.train.global_batch // run.train.micro_batch
     first = refs[0].step if refs[0] else 0
     last = first + work.num_blocks // micro_per_step
-    stop = last if job.max_steps is None else min(last, first + job.max_steps)
+    stop = last if job.until is None else min(last, math.ceil(job.until / run.train.global_batch))
     if rank == 0:
         note_rollback(job, ledger)
     meter = Meter(run, device.type, world_size)
@@ -105,13 +108,14 @@ def train_worker(job: Job) -> None:
             if done % run.train.log_every == 0 or saves:
                 shared = meter.read(done, last, presented)
                 values = {learner.run.name: learner.read(presented) | shared for learner in learners}
-                stopped = next(filter(None, (why_stop(each, done) for each in values.values())), None)
+                stopped = {name: why for name, each in values.items() if (why := why_stop(each, done))}
                 ray.train.report({"step": done, **values[run.name]})
                 for learner in learners:
                     learner.show(values[learner.run.name] | {"logged_at": time.time()})
                 if stopped:  # every rank read the same sums; a restart would only run into it again
                     if rank == 0:
-                        storage.write_json(stopped_uri(job), {"reason": stopped}, run.storage)
+                        reason = next(iter(stopped.values()))
+                        storage.write_json(stopped_uri(job), {"reason": reason, "runs": list(stopped)}, run.storage)
                     break
                 for learner in learners:
                     if learner.log:
@@ -130,7 +134,7 @@ def train_worker(job: Job) -> None:
 def ways(job: Job, entrant: Entrant) -> tuple[Callable[[str], None], Callable[[dict[str, float]], None]]:
     """Takes lines to the driver's terminal, of several students each says who it is; and figures to Prometheus."""
     say = speaker(job.console)
-    show = shower(job.console if job.max_steps is None else None, entrant.run.name)
+    show = shower(job.console if job.shown else None, entrant.run.name)
     return (lambda line: say(f"{entrant.run.name}: {line}")) if job.beside else say, show
 
 

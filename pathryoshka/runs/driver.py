@@ -52,6 +52,14 @@ class JobError(RuntimeError):
     """A run that did not finish; the sentence says why and what was kept."""
 
 
+class NotFinite(JobError):
+    """Training was given up because its numbers were not finite; `runs`: whose, of several in lock-step."""
+
+    def __init__(self, reason: str, runs: list[str]) -> None:
+        super().__init__(reason)
+        self.runs = runs
+
+
 @dataclass(frozen=True)
 class Result:
     """A finished run: where it is, which checkpoint is its last, and what its last log line said."""
@@ -185,23 +193,23 @@ def refuse_unlike(runs: Sequence[config.Run]) -> None:
 
 
 def fit(ready: Ready, say: Say, callbacks: Sequence[ray.train.UserCallback] = ()) -> Result:
-    """Ray Train over what is left of the plan; `callbacks` hear of every log line, in Ray Train's controller."""
+    """Ray Train over what is left of the plan, or up to `until`; `callbacks` hear of every log line, in Ray Train's
+    controller."""
     job = ready.job
+    target = min(job.run.plan.num_views, job.until or job.run.plan.num_views)
     _, ledger = common_ledger(job.run_uris, job.run.storage)
-    if job.stream.work(ledger).num_blocks:
+    if ledger.count < target:
         train(job, callbacks)
     (ref, *_), ledger = common_ledger(job.run_uris, job.run.storage)
-    if job.max_steps is None and ledger.count != job.run.plan.num_views:
+    if ledger.count < target:
         if watch.told.is_set():
             kept = f"{ledger.count} of {job.run.plan.num_views} views are in checkpoint {ref.name if ref else 'none'}"
             raise JobError(f"told to end: {kept}; the same command goes on from there")
-        raise JobError(
-            f"delivered {ledger.count} of {job.run.plan.num_views} planned views; run the same command again"
-        )
+        raise JobError(f"delivered {ledger.count} of {target} planned views; run the same command again")
     if ref is None:
         raise JobError("no checkpoint was written; see the lines above")
     refuse_too_many_failures(job, ledger.failed)
-    if job.max_steps is None:
+    if job.until is None:
         say(f"trained on {ledger.count} of {job.run.plan.num_views} views, each exactly once; checkpoint {ref.name}")
     lines = read_metrics(job.run_uri, job.run.storage)
     return Result(job.run_uri, ref.name, lines[-1] if lines else {})
@@ -249,7 +257,8 @@ def train(job: Job, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:
     if storage.exists(stopped_uri(job), run.storage):
         if run.metrics.dashboard or os.environ.get("RAY_ADDRESS"):
             time.sleep(SEEN_S)  # the console shows why, and goes with the driver
-        raise JobError(storage.read_json(stopped_uri(job), run.storage)["reason"])
+        stopped = storage.read_json(stopped_uri(job), run.storage)
+        raise NotFinite(stopped["reason"], stopped["runs"])
 
 
 def ending_in_good_order(job: Job) -> contextlib.AbstractContextManager[None]:

@@ -74,7 +74,7 @@ def rehearsal(ready: Ready, say: Say) -> Result:
     """
     run = ready.job.run
     small = run.model_copy(update={"name": f"{run.name}-rehearsal"})
-    job = replace(ready.job, run=small, run_uri=checkpoint.uri_of(small), max_steps=1)
+    job = replace(ready.job, run=small, run_uri=checkpoint.uri_of(small), shown=False)
     cfg = run.storage
     storage.delete(job.run_uri, cfg)
     try:
@@ -85,7 +85,8 @@ def rehearsal(ready: Ready, say: Say) -> Result:
         for attempt in (1, 2):
             started = time.perf_counter()
             checkpoint.record_attempt(job.run_uri, attempt, cfg)
-            result = fit(replace(ready, job=replace(job, token=attempt)), say)
+            until = attempt * run.train.global_batch
+            result = fit(replace(ready, job=replace(job, token=attempt, until=until)), say)
             what = "started, trained a step, wrote a checkpoint" if attempt == 1 else "resumed from it, trained another"
             say(f"rehearsal: {what} in {time.perf_counter() - started:.0f} s")
         say(f"rehearsal: {stages(ready, result.metrics)}")

@@ -170,6 +170,6 @@ def trial_table(sweep: Sweep, trials: list[Trial], winner: Trial | None) -> str:
 def remarks(sweep: Sweep, base: config.Run) -> list[str]:
     notes = [f"{o.metric}: {METRICS[o.metric.partition('/')[0]]}." for o in sweep.objective]
     notes.append("One seed a trial: train the best few with other seeds before you believe a small difference.")
-    if sweep.scheduler == "asha":
-        notes.append("ASHA compares trials in the middle of their schedules: what learns slowly at first is stopped.")
+    if sweep.scheduler != "none":
+        notes.append("Trials are compared in the middle of their schedules: what learns slowly at first is stopped.")
     return notes

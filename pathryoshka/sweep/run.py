@@ -187,8 +187,8 @@ def scheduler_of(sweep: Sweep, base: Run) -> Any:
         metric="unexplained",
         mode="min",
         max_t=longest,
-        grace_period=max(1, round(sweep.asha.grace_share * longest)),
-        reduction_factor=sweep.asha.reduction,
+        grace_period=max(1, round(sweep.rungs.grace_share * longest)),
+        reduction_factor=sweep.rungs.reduction,
     )
 
 

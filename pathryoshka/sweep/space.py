@@ -112,7 +112,9 @@ class Validation(Section):
     num_views: int = Field(512, ge=1)
 
 
-class Asha(Section):
+class Rungs(Section):
+    """Where asha and halving compare trials: at `grace_share` of the plan, `reduction` times that, and so on."""
+
     grace_share: float = Field(0.15, gt=0, le=1, description="share of plan.num_views that no trial is denied")
     reduction: float = Field(4, gt=1, description="one of so many goes on at each rung")
 
@@ -128,9 +130,11 @@ class Sweep(Section):
         Objective(),
     )
     validation: Validation = Validation()
-    scheduler: Literal["none", "asha"] = Field("none", description="asha stops what is behind, by fraction unexplained")
-    asha: Asha = Asha()
-    lockstep: int = Field(0, ge=0, description="students a stream, trained to the end together; 0 = each its own")
+    scheduler: Literal["none", "asha", "halving"] = Field(
+        "none", description="stops what is behind, by fraction unexplained: asha each by itself, halving in lock-step"
+    )
+    rungs: Rungs = Rungs()
+    lockstep: int = Field(0, ge=0, description="students a stream, trained together; 0 = each its own")
     max_concurrent: int | None = Field(None, ge=1, description="trials at a time; none = as many as the devices hold")
     share_teachers: bool = Field(True, description="one pool for all trials where their teachers are the same")
     max_failures: int = Field(1, ge=0, description="times a failed trial is tried again; it continues where it stood")
@@ -145,15 +149,17 @@ class Sweep(Section):
             raise ValueError("space is empty; name at least one key, e.g. optim.lr: {loguniform: [1e-4, 1e-2]}")
         if not self.objective:
             raise ValueError("objective is empty")
-        if self.lockstep and (self.search == "optuna" or self.scheduler != "none"):
-            raise ValueError("lockstep trains trials to the end together; use search: grid or random, scheduler: none")
+        if self.lockstep and (self.search == "optuna" or self.scheduler == "asha"):
+            raise ValueError("lockstep trains known trials together; use search: grid or random, scheduler: halving")
+        if self.scheduler == "halving" and not self.lockstep:
+            raise ValueError("halving is for trials in lock-step; say how many, lockstep: 8, or use scheduler: asha")
         if self.max_cost and not self.cost_per_hour:
             raise ValueError("max_cost needs cost_per_hour")
         if any(o.metric.startswith("validation") for o in self.objective) and not self.validation.tiles:
             raise ValueError("an objective of validation needs validation.tiles, which training never sees")
         yardsticks = [key for key in self.space if YARDSTICK.fullmatch(key)]
         by_share = [o.metric for o in self.objective if o.metric.split("/")[0] in ("unexplained", "validation")]
-        if yardsticks and (by_share or self.scheduler == "asha"):
+        if yardsticks and (by_share or self.scheduler != "none"):
             raise ValueError(
                 f"{yardsticks[0]} changes what {by_share[0] if by_share else 'the scheduler'} is measured with, so its "
                 "trials cannot be compared by it; use objective {metric: probe, mode: max} and scheduler none"

@@ -76,8 +76,8 @@ def trial_run(sweep: Sweep, base: config.Run, point: Point, name: str) -> config
     """
     run = run_of(base, point)
     over: dict[str, Any] = {"name": name, "storage": base.storage.model_copy(update={"root": trials_root(base)})}
-    if sweep.scheduler == "asha":
-        rung = math.ceil(sweep.asha.grace_share * run.plan.num_views / run.train.global_batch)
+    if sweep.scheduler != "none":
+        rung = math.ceil(sweep.rungs.grace_share * run.plan.num_views / run.train.global_batch)
         over["train"] = run.train.model_copy(update={"log_every": min(run.train.log_every, rung)})
     return run.model_copy(update=over)
 

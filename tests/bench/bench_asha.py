@@ -1,9 +1,10 @@
-"""ASHA against the whole grid on one feature store: what it costs in tile-views, and whether its winner is as good.
+"""ASHA and halving against the whole grid on one feature store: what they cost, and whether their winners are as good.
 
 Twelve points of learning rate and teachers' weights on real tissue, the demo's student and teachers. The whole grid is
-trained to the end in lock-step; ASHA has the same points in the same order, one trial at a time. Its winner is as good
-as the grid's best where its value in the grid is behind by no more than the best point's values over three training
-seeds differ; else ASHA is counted as if it had cost the whole grid. Needs PATHRYOSHKA_REAL_DATA as `learns` does.
+trained to the end in lock-step; halving has the same points in lock-step, ASHA has them in the same order, one trial at
+a time. A winner is as good as the grid's best where its value in the grid is behind by no more than the best point's
+values over three training seeds differ; else its scheduler is counted as if it had cost the whole grid. The value is
+ASHA's share of the grid's tile-views. Needs PATHRYOSHKA_REAL_DATA as `learns` does.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ SPACE = {
     "loss.weights.lite2": {"uniform": [0.2, 2.0]},
 }
 HOW: dict[str, dict[str, Any]] = {
-    "grid": {"lockstep": 6},
+    "grid": {"lockstep": 12},
+    "halving": {"scheduler": "halving", "lockstep": 12},
     "asha": {"scheduler": "asha", "max_concurrent": 1},
 }
 
@@ -79,18 +81,21 @@ def main() -> None:
     for how in HOW:
         costs[how] = cost_of(None, how, lambda how=how: found.update({how: swept(base, how, args)}))  # type: ignore[misc]
     by_point = {str(trial.point): trial for trial in found["grid"].with_status("finished")}
-    best, won = best_of(found["grid"]), by_point[str(best_of(found["asha"]).point)]
+    best = best_of(found["grid"])
     values = [best.values["unexplained"], *seeds_of(best, base)]
     noise = max(values) - min(values)
-    behind = won.values["unexplained"] - best.values["unexplained"]
-    cost = found["asha"].views / found["grid"].views
-    print(f"grid's best {best.values['unexplained']:.4f} {best.point}; seeds {values}")
-    print(f"ASHA's winner: {won.values['unexplained']:.4f} in the grid, {behind:.4f} behind (seeds: {noise:.4f})")
-    print(f"ASHA presented {found['asha'].views:,} views, the grid {found['grid'].views:,}: {cost:.2f}")
-    facts = {how: vars(spent) for how, spent in costs.items()} | {"filling": vars(filling)}
-    facts |= {"behind": behind, "seeds": values, "views": args.views, "points": POINTS, "share_of_views": cost}
+    print(f"grid's best {values[0]:.4f} {best.point}; seeds {values}; {costs['grid']}")
+    facts: dict[str, Any] = {"filling": vars(filling), "grid": vars(costs["grid"])}
+    shares: dict[str, float] = {}
+    for how in ("halving", "asha"):
+        behind = by_point[str(best_of(found[how]).point)].values["unexplained"] - values[0]
+        views = found[how].views / found["grid"].views
+        shares[how] = views if behind <= noise else 1.0
+        facts[how] = vars(costs[how]) | {"behind": behind, "share_of_views": views}
+        print(f"{how}: winner {behind:.4f} behind (seeds: {noise:.4f}), {views:.2f} of the views; {costs[how]}")
+    facts |= {"seeds": values, "views": args.views, "points": POINTS}
     facts |= {"grid_values": sorted(t.values["unexplained"] for t in found["grid"].with_status("finished"))}
-    finish("asha", [cost if behind <= noise else 1.0], GOAL, below=True, **facts)
+    finish("asha", [shares["asha"]], GOAL, below=True, **facts)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ GOAL, STEPS, WARM = 0.85, 40, 10
 
 def pipeline(ready: Ready, attempt: int, sampler: Sampler) -> dict[str, float]:
     """STEPS steps of a fresh attempt; seconds a view from step WARM on, start-up apart."""
-    job = replace(ready.job, token=ready.job.token + attempt, max_steps=STEPS)
+    _, ledger = checkpoint.current_ledger(ready.job.run_uri, ready.job.run.storage)
+    until = ledger.count + STEPS * ready.job.run.train.global_batch
+    job = replace(ready.job, token=ready.job.token + attempt, until=until)
     checkpoint.record_attempt(job.run_uri, job.token, job.run.storage)
     started = time.time()
     fit(replace(ready, job=job), lambda _: None)
