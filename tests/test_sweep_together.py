@@ -107,7 +107,7 @@ def test_halving_stops_what_is_behind_and_goes_on_without_what_is_not_finite(ses
     said: list[str] = []
     first = run_sweep(sweep_of(**how, max_views=200), base, say=said.append)
     assert any("the sweep ends: sweep.max_views=200 is spent" in line for line in said), said
-    assert [t.status for t in first.trials.values()] == ["running", "failed", "running"], said
+    assert [t.status for t in first.trials.values()] == ["stopped", "failed", "stopped"], said
     assert "the loss was not finite" in first.trials["t0001"].error
     at_first = {name: trial.curve for name, trial in first.trials.items()}
     trials = run_sweep(sweep_of(**how), base, resume=True, say=said.append).trials

@@ -70,6 +70,7 @@ def run_sweep(sweep: Sweep, base: Run, *, resume: bool = False, say: Say = print
             results.seen_by(base)
         with contextlib.ExitStack() as stack:
             shared = stack.enter_context(shared_teachers(with_only(base, asked), say)) if share else None
+            stack.callback(settle, recorder)
             if sweep.lockstep:
                 run_groups(sweep, base, shared, recorder, say)
                 return recorder.record
@@ -86,11 +87,14 @@ def run_sweep(sweep: Sweep, base: Run, *, resume: bool = False, say: Say = print
                 if budget.spent is None:
                     raise
                 say(f"the sweep ends: {budget.spent}; --resume with a larger one goes on")
-            finally:
-                for trial in recorder.record.with_status("running"):
-                    trial.status = "stopped"
-                recorder.write(force=True)
     return recorder.record
+
+
+def settle(recorder: Recorder) -> None:
+    """What still runs when the sweep ends is stopped."""
+    for trial in recorder.record.with_status("running"):
+        trial.status = "stopped"
+    recorder.write(force=True)
 
 
 def start_record(sweep: Sweep, base: Run, resume: bool) -> Recorder:

@@ -96,7 +96,7 @@ def survivors(
     values = {trial.id: value for trial in there if (value := at_rung(trial, rung)) is not None}
     best = sorted(values, key=lambda name: values[name])[: max(1, int(len(values) / reduction))]
     for trial in there:
-        if trial.id in values and trial.id not in best and trial.status != "stopped":
+        if trial.id in values and trial.id not in best and trial.status == "running":
             trial.status = "stopped"
             say(f"trial {trial.number}: stopped after {trial.views} views, {values[trial.id]:.4f} unexplained")
     return [entry for entry in entries if entry[1].name in best]
