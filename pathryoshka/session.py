@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 import warnings
@@ -24,6 +25,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pathryoshka.observability.gauges import RUN, Gauges
 
 NUM_STARTS = 4
+OWN = "PATHRYOSHKA_OWN_SESSION"
+"""In the environment of the processes of a session that a command has started for itself."""
 
 
 class SessionError(RuntimeError):
@@ -62,7 +65,7 @@ def ray_session(logical_cpus: int, *, dashboard: bool = False, say: Callable[[st
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, logical_cpus)))
     # Ray gives memory back once a second: until then what the student has used lies there, at any rate.
     os.environ.setdefault("RAY_free_objects_period_milliseconds", "100")
-    if os.environ.get("RAY_ADDRESS"):
+    if on_cluster():
         with sigterm_kept():
             ray.init(runtime_env={"env_vars": env}, **quiet)
     else:
@@ -73,6 +76,11 @@ def ray_session(logical_cpus: int, *, dashboard: bool = False, say: Callable[[st
         yield
     finally:
         ray.shutdown()
+
+
+def on_cluster() -> bool:
+    """Whether the session is, or will be, one that others started, and not one of this command's own."""
+    return bool(os.environ.get("RAY_ADDRESS")) and not os.environ.get(OWN)
 
 
 @contextlib.contextmanager
@@ -94,8 +102,9 @@ def start_node(dashboard: bool = False, **options: Any) -> None:
     temp = os.environ.get("RAY_TMPDIR")
     for attempt in range(NUM_STARTS):
         try:
-            # "local", or Ray joins whatever cluster somebody started on this machine
-            ray.init("local", include_dashboard=dashboard, _node_ip_address="127.0.0.1", _temp_dir=temp, **options)
+            with address_for_children():
+                # "local", or Ray joins whatever cluster somebody started on this machine
+                ray.init("local", include_dashboard=dashboard, _node_ip_address="127.0.0.1", _temp_dir=temp, **options)
             return
         except Exception as error:
             ray.shutdown()
@@ -105,6 +114,25 @@ def start_node(dashboard: bool = False, **options: Any) -> None:
     raise SessionError(
         f"Ray did not start {NUM_STARTS} times, 30 to 60 s each: the machine is too busy; try when it is calmer"
     )
+
+
+@contextlib.contextmanager
+def address_for_children() -> Iterator[None]:
+    """While a node starts: its processes inherit where it listens.
+
+    What has no address asks any session that it finds on the machine. Beside another session Ray Train's watchman
+    asked that one whether its controller lived, heard that nobody knew it, and took the workers' places away.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    told = {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"127.0.0.1:{port}", OWN: "1"}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name in told:
+            del os.environ[name]
 
 
 def object_store_bytes() -> int:

@@ -6,6 +6,7 @@ back to the last checkpoint are trained again and show in rollbacks.json.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ def test_a_train_worker(tree: dict[str, Any], unbroken: Unbroken, tmp_path: Path
     victims[1].kill()
     assert driver.wait() == 0, driver.text()[-3000:]
     check(tree, unbroken)
+    assert re.search(r"train worker \d.* ended: .*\n(.*\n)*workers go on from .* are trained on again", driver.text())
 
 
 @pytest.mark.parametrize("workers", [1, *(pytest.param(n, marks=pytest.mark.full) for n in (2, 3))])

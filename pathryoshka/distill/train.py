@@ -215,13 +215,15 @@ def seconds_before(run_uri: str, cfg: config.Storage) -> float:
 
 
 def note_rollback(job: Job, ledger: Ledger) -> None:
-    """Adds what the previous workers presented after the checkpoint we start from to `<run>/rollbacks.json`."""
+    """Says what earlier workers presented after the checkpoint we start from; adds it to `<run>/rollbacks.json`."""
     progress, rollbacks = progress_uri(job.run_uri), storage.join(job.run_uri, "rollbacks.json")
     cfg = job.run.storage
     if not storage.exists(progress, cfg):
         return
     lost = storage.read_json(progress, cfg)["presented"] - ledger.count
     if lost > 0:
+        where = f"the checkpoint at {ledger.count:,} views" if ledger.count else "the start"
+        speaker(job.console)(f"workers go on from {where}: {lost:,} views after it are trained on again")
         known = storage.read_json(rollbacks, cfg) if storage.exists(rollbacks, cfg) else []
         storage.write_json(rollbacks, [*known, {"at": ledger.count, "views": lost}], cfg)
     note_progress(job, ledger.count)

@@ -24,6 +24,7 @@ from pathryoshka.embedding.reading import OWN_FAILURES, Found, Reading, shard_ti
 from pathryoshka.embedding.rows import Tiles, facts_table, to_bytes
 from pathryoshka.embedding.sources import Shard, Unit
 from pathryoshka.patience import Patience
+from pathryoshka.session import on_cluster
 
 MAX_BLOCKS = 10_000
 """Ray keeps a little state for each input block; more pieces go several to a block."""
@@ -58,7 +59,7 @@ def pools(device: str, replicas: int | None, num_tiles: int) -> Pools:
             its start is worth. num_tiles: that are to be embedded.
     """
     have = ray.cluster_resources()
-    alone = not os.environ.get("RAY_ADDRESS")
+    alone = not on_cluster()
     cores = (os.cpu_count() or 1) if alone else max(1, int(have.get("CPU", 1)))
     gpus = int(have.get("GPU", 0))
     if device == "cuda" or (device == "auto" and gpus):

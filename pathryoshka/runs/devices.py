@@ -7,6 +7,7 @@ import os
 import ray
 
 from pathryoshka import config
+from pathryoshka.session import on_cluster
 from pathryoshka.teachers.pool import flat_resources, placement
 
 
@@ -49,7 +50,7 @@ def refuse_too_few_devices(run: config.Run) -> None:
             "train.device=cpu, but train.resources_per_worker asks for a GPU; set train.device=cuda, or leave GPU out"
         )
     have = ray.cluster_resources()
-    if os.environ.get("RAY_ADDRESS"):
+    if on_cluster():
         refuse_uncountable_workers(run)
         # private, but the only door to it: Ray Train asks here, too
         most = ray._private.state.state.get_max_resources_from_cluster_config()

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ray
 import ray.train
@@ -38,7 +39,7 @@ from pathryoshka.runs.inputs import (
     tokens_kept,
     with_only,
 )
-from pathryoshka.session import console, ray_session, shower
+from pathryoshka.session import console, on_cluster, ray_session, shower, speaker
 from pathryoshka.storage.lease import Lease
 from pathryoshka.teachers.licences import Terms, ledger, refuse_by_policy, terms
 from pathryoshka.teachers.pool import Facts, Shared, TeacherPool
@@ -215,6 +216,23 @@ def fit(ready: Ready, say: Say, callbacks: Sequence[ray.train.UserCallback] = ()
     return Result(job.run_uri, ref.name, lines[-1] if lines else {})
 
 
+class Failures(ray.train.UserCallback):
+    """Says why workers end, from Ray Train's controller, which starts them again from the last checkpoint."""
+
+    def __init__(self, console: str | None) -> None:
+        self.console = console
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        rank, error = min(worker_exceptions.items(), key=lambda item: item[0])
+        others = f", and {len(worker_exceptions) - 1} more" if len(worker_exceptions) > 1 else ""
+        why = f"{type(error).__name__}: {last_line(error)}"
+        if "running low on memory" in str(error):  # Ray's own words end with advice to switch its monitor off
+            why = (
+                "Ray ended it because its node ran out of memory; train.micro_batch, or students in lock-step, are many"
+            )
+        speaker(self.console)(f"train worker {rank}{others} ended: {why}")
+
+
 def train(job: Job, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:
     """One `TorchTrainer.fit`.
 
@@ -242,7 +260,7 @@ def train(job: Job, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:
                 storage_path=scratch,
                 failure_config=ray.train.FailureConfig(max_failures=run.train.max_failures),
                 worker_runtime_env={"env_vars": {} if on_gpu else {"DS_ACCELERATOR": "cpu"}},
-                callbacks=list(callbacks),  # type: ignore[arg-type]
+                callbacks=[Failures(job.console), *callbacks],  # type: ignore[list-item]
             ),
         )
         try:
@@ -255,7 +273,7 @@ def train(job: Job, callbacks: Sequence[ray.train.UserCallback] = ()) -> None:
         finally:
             signal.signal(signal.SIGINT, before)
     if storage.exists(stopped_uri(job), run.storage):
-        if run.metrics.dashboard or os.environ.get("RAY_ADDRESS"):
+        if run.metrics.dashboard or on_cluster():
             time.sleep(SEEN_S)  # the console shows why, and goes with the driver
         stopped = storage.read_json(stopped_uri(job), run.storage)
         raise NotFinite(stopped["reason"], stopped["runs"])

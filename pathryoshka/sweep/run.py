@@ -21,7 +21,7 @@ from pathryoshka.config import ConfigError, Run
 from pathryoshka.runs import results
 from pathryoshka.runs.devices import DeviceError, student_demand, teacher_demand
 from pathryoshka.runs.inputs import must_load, student_grid, with_only
-from pathryoshka.session import beside_the_driver, ray_session
+from pathryoshka.session import beside_the_driver, on_cluster, ray_session
 from pathryoshka.sweep.board import Board, stop_all
 from pathryoshka.sweep.dashboard import provision
 from pathryoshka.sweep.follow import Budget, BudgetSpent, Follow
@@ -245,7 +245,7 @@ def concurrency(sweep: Sweep, runs: list[Run], share: bool) -> int:
     held: dict[str, float] = {}
     for run in runs if share else []:
         held = {k: max(held.get(k, 0), v) for k, v in {**held, **teacher_demand(run, gpus)}.items()}
-    most = sweep.max_concurrent or (len(runs) if os.environ.get("RAY_ADDRESS") or gpus else local_concurrency(runs))
+    most = sweep.max_concurrent or (len(runs) if on_cluster() or gpus else local_concurrency(runs))
     for run in runs:
         need = student_demand(run, gpus)
         for key, value in {} if share else teacher_demand(run, gpus).items():
