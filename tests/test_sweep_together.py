@@ -15,7 +15,7 @@ from pathryoshka.session import ray_session
 from pathryoshka.sweep.record import Trial, read_record
 from pathryoshka.sweep.run import run_sweep
 from pathryoshka.sweep.space import Sweep
-from pathryoshka.sweep.together import entries_of, rungs_of, survivors
+from pathryoshka.sweep.together import arrived, entries_of, rungs_of, survivors
 from tests.runs import short_tmp
 from tests.stores import run_of
 from tests.test_sweep import left
@@ -45,6 +45,9 @@ def test_points_are_in_order_and_those_that_need_other_streams_refused(tmp_path:
 
 def test_rungs_are_shares_of_the_plan_and_the_best_of_each_go_on(tmp_path: Path) -> None:
     assert rungs_of(sweep_of(), 1000) == [1000]
+    at_end = Trial(id="t", number=0, point={}, curve=[(500, 0.9), (1000, 0.8)])
+    assert arrived(at_end, 900) and not arrived(at_end, None), "a rung may round up to the end; it is measured there"
+    assert not arrived(None, 100) and arrived(at_end.model_copy(update={"status": "finished"}), None)
     halving = sweep_of(scheduler="halving", rungs={"grace_share": 0.1, "reduction": 3})
     assert rungs_of(halving, 1000) == [100, 300, 900, 1000]
     assert rungs_of(sweep_of(scheduler="halving", rungs={"grace_share": 1.0}), 1000) == [1000]

@@ -34,20 +34,21 @@ def run_groups(sweep: Sweep, base: config.Run, shared: Shared | None, recorder: 
     alive, trials = entries_of(sweep, base), recorder.record.trials
     rungs = rungs_of(sweep, alive[0][1].plan.num_views)
     for rung in rungs:
+        until = rung if rung < rungs[-1] else None
         # at first as they come, so that a group that was interrupted comes again; then whoever can share a stream
         pools = [alive] if rung == rungs[0] else by_past(alive)
         groups = [
             pool[start : start + sweep.lockstep] for pool in pools for start in range(0, len(pool), sweep.lockstep)
         ]
         for group in groups:
-            todo = [e for e in group if e[1].name not in trials or at_rung(trials[e[1].name], rung) is None]
+            todo = [(point, run) for point, run in group if not arrived(trials.get(run.name), until)]
             if not todo:
                 continue
             if said := spent(sweep, recorder.record):
                 say(f"the sweep ends: {said}")
                 return
-            train_group(sweep, base, shared, recorder, todo, rung if rung < rungs[-1] else None, say)
-        if rung < rungs[-1]:
+            train_group(sweep, base, shared, recorder, todo, until, say)
+        if until:
             alive = survivors(alive, trials, rung, sweep.rungs.reduction, say)
             recorder.write(force=True)
 
@@ -81,6 +82,13 @@ def by_past(entries: Sequence[Entry]) -> list[list[Entry]]:
         _, ledger = checkpoint.current_ledger(checkpoint.uri_of(run), run.storage)
         past.setdefault(ledger.digest(), []).append((point, run))
     return list(past.values())
+
+
+def arrived(trial: Trial | None, until: int | None) -> bool:
+    """Whether it has come to a rung; without one, whether it was measured at its end, which a rung may lie at, too."""
+    if trial is None or until is None:
+        return trial is not None and trial.status == "finished"
+    return at_rung(trial, until) is not None
 
 
 def at_rung(trial: Trial, rung: int) -> float | None:
