@@ -5,21 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pathryoshka import config, storage
 from pathryoshka.config import ConfigError
-from pathryoshka.distill import checkpoint
+from pathryoshka.distill import checkpoint, fit
 from pathryoshka.distill.checkpoint import Ref
+from pathryoshka.distill.learner import Entrant
 from pathryoshka.distill.metrics import read_metrics
 from pathryoshka.recipes import recipe_by_name
 from pathryoshka.runs import results
 from pathryoshka.runs.driver import refuse_unlike
 from pathryoshka.runs.job import distill, distill_together
 from pathryoshka.session import ray_session
+from pathryoshka.teachers import standardize
+from pathryoshka.teachers.standardize import Moments
 from pathryoshka.tiles.phantom import write_phantom
 from tests.runs import settings, short_tmp
 from tests.test_checkpoint import attempt, write
@@ -72,6 +77,32 @@ def test_they_continue_from_the_last_step_that_all_have(tmp_path: Path) -> None:
     write(b, 15, 2)
     assert checkpoint.common([a, b], CFG) == [Ref(15, 2), Ref(15, 2)]
     assert checkpoint.common([a, str(tmp_path / "new")], CFG) == [None, None]
+
+
+def test_standardisers_that_are_alike_are_fitted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples: list[int] = []
+    fits: list[str] = []
+
+    def sample(run: config.Run, stream: Any) -> Any:
+        samples.append(run.standardise.num_views)
+        moments = Moments(4)
+        x = np.random.default_rng(0).normal(size=(64, 4))
+        moments.update(x)
+        return {("mock0", "summary"): moments}, {("mock0", "summary"): x.astype(np.float32)}
+
+    def counted(moments: Moments, kind: Any, kept: np.ndarray) -> Any:
+        fits.append(kind)
+        return standardize.fit(moments, kind, kept)
+
+    monkeypatch.setattr(fit, "sample", sample)
+    monkeypatch.setattr(fit, "standardize", SimpleNamespace(fit=counted, save=standardize.save))
+    over: list[dict[str, Any]] = [{}, {"optim": {"lr": 3e-3}}, {"standardise": {"summary": "global"}}]
+    runs = [run_of(tmp_path, name, **one) for name, one in zip("abc", over, strict=True)]
+    entrants = [Entrant(run, checkpoint.uri_of(run), 1) for run in runs]
+    fit.fit_standardisers(entrants, None, {})  # type: ignore[arg-type]
+    assert len(samples) == 1 and fits == ["phi_s", "global"]
+    first, second, third = (storage.read_bytes(f"{e.run_uri}/standardisers.safetensors", CFG) for e in entrants)
+    assert first == second != third
 
 
 @pytest.fixture(scope="module")

@@ -43,18 +43,21 @@ def fit_standardisers(entrants: Sequence[Entrant], stream: Stream, fingerprints:
     Raises:
         FingerprintError: they were fitted on another teacher, by field.
     """
-    sampled: dict[int, Sample] = {}
+    sampled: dict[int, Sample] = {}  # runs in lock-step look at the same sample once,
+    fitted: dict[config.Standardise, dict[Key, Standardiser]] = {}  # and fit once what they want alike
     for entrant in entrants:
         run, facts = entrant.run, storage.join(entrant.run_uri, "standardisers.json")
         if storage.exists(facts, run.storage):
             refuse_other_teachers(storage.read_json(facts, run.storage)["teachers"], fingerprints)
             continue
-        if run.standardise.num_views not in sampled:  # runs in lock-step look at the same sample once
-            sampled[run.standardise.num_views] = sample(run, stream)
-        moments, kept = sampled[run.standardise.num_views]
-        kinds = {"summary": run.standardise.summary, "tokens": run.standardise.tokens}
-        fitted = {key: standardize.fit(m, kinds[key[1]], kept[key]) for key, m in moments.items()}
-        write(entrant, fitted, fingerprints)
+        how = run.standardise
+        if how not in fitted:
+            if how.num_views not in sampled:
+                sampled[how.num_views] = sample(run, stream)
+            moments, kept = sampled[how.num_views]
+            kinds = {"summary": how.summary, "tokens": how.tokens}
+            fitted[how] = {key: standardize.fit(m, kinds[key[1]], kept[key]) for key, m in moments.items()}
+        write(entrant, fitted[how], fingerprints)
 
 
 def write(entrant: Entrant, fitted: dict[Key, Standardiser], fingerprints: dict[str, dict[str, Any]]) -> None:
