@@ -22,7 +22,7 @@ from tests.runs import Driver, outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 TRIO = ("virchow2", "uni2_h", "h_optimus_1")
-STEPS, BATCH = 4, 2
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,12 @@ def tree(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     return {
         "recipe": "paper_b",
         "data": {"tiles": [f"{uri}/tiles"], "read_tasks": 1, "prefetch_batches": 1},
-        "plan": {"num_views": BATCH * STEPS, "window": 1},
+        "plan": {"num_views": 4 * STEPS, "window": 1},
         "teachers": {"models": {name: {**cpu, "weights": at} for name, at in weights.items()}, "max_in_flight": 2},
         "standardise": {"num_views": 64},
         "student": {"start": "random", "heads": {"hidden": 256}},
-        "train": {"device": "cpu", "num_workers": 1, "global_batch": BATCH, "micro_batch": BATCH, "precision": "fp32",
-                  "log_every": 1, "max_failures": 0},
+        "train": {"device": "cpu", "num_workers": 1, "global_batch": 4, "micro_batch": 4, "precision": "fp32",
+                  "log_every": 2, "max_failures": 0},
         "storage": {"root": f"{uri}/runs"},
     }  # fmt: skip
 
@@ -55,11 +55,11 @@ def test_paper_b_trains_and_exports(tree: dict[str, Any], tmp_path: Path) -> Non
         assert re.search(rf"teacher {name}: {name} with 1 of {row.depth} blocks, [\d.]+ M parameters, {dims}, ", said)
         assert re.search(rf"licence of {name}: {row.licence}; ", said)
     ledger, last = outcome(tree, "paper_b")
-    assert last.startswith(f"{STEPS:08d}-") and ledger.ranges == ((0, BATCH * STEPS),)
+    assert last.startswith(f"{STEPS:08d}-") and ledger.ranges == ((0, 4 * STEPS),)
     run = config.make_run(config.overlay(config.load_run("paper_b").model_dump(), tree))
     assert (run.student.model, run.student.widths) == ("vit_base_patch14_reg4_dinov2", (64, 128, 256, 384, 768))
     lines = read_metrics(checkpoint.uri_of(run), run.storage)
-    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
     for name in TRIO:
         shares = [line[f"unexplained/{name}"] for line in lines]
         assert all(0 < share < 5 for share in shares), shares
