@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from pathryoshka.distill.learner import Entrant
 from pathryoshka.distill.metrics import read_metrics
 from pathryoshka.recipes import recipe_by_name
 from pathryoshka.runs import results
-from pathryoshka.runs.driver import refuse_unlike
+from pathryoshka.runs.driver import NotFinite, refuse_unlike
 from pathryoshka.runs.job import distill, distill_together
 from pathryoshka.session import ray_session
 from pathryoshka.teachers import standardize
@@ -60,6 +61,11 @@ def test_runs_that_need_another_stream_are_refused_by_field(tmp_path: Path) -> N
             refuse_unlike((first, run_of(tmp_path, "b", **over)))
     with pytest.raises(ConfigError, match="names of their own"):
         refuse_unlike((first, first))
+
+
+def test_whose_numbers_were_not_finite_crosses_processes() -> None:
+    error = pickle.loads(pickle.dumps(NotFinite("the loss was not finite", ["a", "b"])))
+    assert (str(error), error.runs) == ("the loss was not finite", ("a", "b"))
 
 
 def test_they_continue_from_the_last_step_that_all_have(tmp_path: Path) -> None:

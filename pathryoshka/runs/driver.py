@@ -56,9 +56,9 @@ class JobError(RuntimeError):
 class NotFinite(JobError):
     """Training was given up because its numbers were not finite; `runs`: whose, of several in lock-step."""
 
-    def __init__(self, reason: str, runs: list[str]) -> None:
+    def __init__(self, reason: str, runs: Sequence[str] = ()) -> None:
         super().__init__(reason)
-        self.runs = runs
+        self.runs = tuple(runs)  # has a default, for an exception is pickled as its class called with its words
 
 
 @dataclass(frozen=True)
