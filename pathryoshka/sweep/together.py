@@ -157,12 +157,8 @@ def train_group(
         for trial, run, so_far in zip(trials, runs, before, strict=True):
             lines = read_metrics(checkpoint.uri_of(run), run.storage)
             trial.curve = [(int(line["views"]), mean(unexplained(line))) for line in lines]
-            trial.views, trial.seconds, trial.status, trial.error = (
-                int(lines[-1]["views"]),
-                so_far + each,
-                "running",
-                "",
-            )
+            trial.views, trial.seconds = int(lines[-1]["views"]), so_far + each
+            trial.status, trial.error = "running", ""
             if run.name in found:
                 trial.status, trial.values = "finished", found[run.name] | {"seconds": trial.seconds}
                 storage.write_json(outcome_uri(run), trial.values, run.storage)
