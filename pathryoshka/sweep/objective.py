@@ -22,7 +22,7 @@ from pathryoshka.evaluate.contenders import Contender
 from pathryoshka.runs import results
 from pathryoshka.runs.driver import Ready, Result
 from pathryoshka.runs.inputs import make_stream, plan_of, student_grid, tiles_of
-from pathryoshka.sweep.space import Sweep
+from pathryoshka.sweep.space import Sweep, Validation
 from pathryoshka.teachers import standardize
 from pathryoshka.tiles.ledger import Ledger
 
@@ -43,7 +43,7 @@ def measure(sweep: Sweep, base: config.Run, ready: Ready, result: Result) -> Val
     student = results.fresh_module(run, run.train.seed).student
     values |= {"num_params": float(student.num_params), "gflops": student.gflops()}
     if "validation" in asked or sweep.validation.tiles:
-        values |= validation(sweep, ready)
+        values |= validation(sweep.validation, ready)
     if "probe" in asked:
         on_gpu = run.train.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
         task = ray.remote(probe).options(num_cpus=0, num_gpus=1 if on_gpu else 0, max_retries=1)
@@ -52,12 +52,12 @@ def measure(sweep: Sweep, base: config.Run, ready: Ready, result: Result) -> Val
     return values
 
 
-def validation(sweep: Sweep, ready: Ready) -> Values:
+def validation(asked_for: Validation, ready: Ready) -> Values:
     """Fraction unexplained on unmixed views of tiles that training never saw, through the trial's own teachers."""
     run, stream = ready.job.run, ready.job.stream
     over = {
-        "data": {"tiles": sweep.validation.tiles, "splits": sweep.validation.splits},
-        "plan": {"num_views": sweep.validation.num_views, "balance": "none"},
+        "data": {"tiles": asked_for.tiles, "splits": asked_for.splits},
+        "plan": {"num_views": asked_for.num_views, "balance": "none"},
         "views": {"mix_share": 0.0},
     }
     there = config.make_run(config.overlay(run.model_dump(), over))

@@ -25,7 +25,7 @@ from pathryoshka.runs.job import distill
 from pathryoshka.session import ray_session
 from pathryoshka.storage.server import S3Server
 from pathryoshka.sweep.objective import validation
-from pathryoshka.sweep.space import Sweep
+from pathryoshka.sweep.space import Validation
 from tests.bench.bench_learns import make_tiles, run_of, shares
 from tests.bench.common import finish
 
@@ -48,12 +48,10 @@ def run_for(args: argparse.Namespace, half: str, per_tile: int, mix_share: float
 
 def unseen(run: config.Run, half: str) -> dict[str, float]:
     """Fraction unexplained on unmixed views of the other half's images, through live teachers, by width."""
-    tiles = [f"s3://learns/tiles/distil_{'ba'['ab'.index(half)]}"]
-    over = {"validation": {"tiles": tiles, "num_views": UNSEEN}, "space": {"optim.lr": {"choice": [run.optim.lr]}}}
-    sweep = Sweep.model_validate(over)
+    tiles = (f"s3://learns/tiles/distil_{'ba'['ab'.index(half)]}",)
     live = config.make_run(config.overlay(run.model_dump(), {"store": {"uri": None}}))
     with prepared(live, (), print) as ready:
-        return validation(sweep, ready)
+        return validation(Validation(tiles=tiles, num_views=UNSEEN), ready)
 
 
 def least(table: dict[str, dict[str, float]], widths: tuple[int, ...]) -> float:
