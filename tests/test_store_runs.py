@@ -116,3 +116,18 @@ def test_training_from_the_store_is_training_with_teachers(session: None, s3: S3
     assert min(hits) > 0.5 and max(hits) < 1
     ledgers = [checkpoint.current_ledger(checkpoint.uri_of(run), CFG)[1] for run in (stored, live, mixed)]
     assert ledgers[0] == ledgers[1] == ledgers[2] != Ledger()
+
+
+def test_teachers_asked_beside_coarser_tokens_answer_as_coarsely(session: None, s3: S3Server) -> None:
+    from pathryoshka.runs import shelving
+
+    uri = f"s3://{s3.bucket}/stored/coarse"
+    tree = tree_of(s3, store={"uri": uri, "tokens": "projected", "directions": 4})
+    whole, mixed = run_of(tree, "coarse"), run_of(tree, "coarse-mixed")
+    shelving.fill(whole, lambda _: None)
+    distill(whole, say=lambda _: None)
+    for holding in upkeep.holdings(uri, CFG):
+        assert 0.1 < holding.recipe.lost < 1, "so much that exact tokens in between would show"
+        upkeep.drop(uri, holding, set(sorted(holding.coverage.parts())[::2]), CFG)
+    distill(mixed, say=lambda _: None)
+    assert losses(mixed) == pytest.approx(losses(whole), rel=1e-3)

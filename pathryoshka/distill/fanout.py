@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
+from pathryoshka.features.codec import Codec
 from pathryoshka.observability.gauges import FLIGHT, Gauges
 
 Answer = tuple[np.ndarray, np.ndarray, float]
@@ -36,11 +38,13 @@ class FanOut:
     Args:
         directory: name of the pool's directory actor.
         teachers: names, in the order in which their columns are added.
+        codecs: of teachers whose tokens a store keeps coarser; what they say goes the same way, for a student must not
+            be shown two kinds of targets.
     """
 
-    def __init__(self, directory: str, teachers: tuple[str, ...]):
+    def __init__(self, directory: str, teachers: tuple[str, ...], codecs: Mapping[str, Codec]):
         self.directory = ray.get_actor(directory)
-        self.teachers = teachers
+        self.teachers, self.codecs = teachers, codecs
         self.members: dict[str, list[ActorHandle]] = {}
         self.version, self.refreshed = -1, 0.0
         self.load: Counter[Any] = Counter()
@@ -81,9 +85,12 @@ class FanOut:
     async def ask(self, teacher: str, views: ray.ObjectRef, token_pos: np.ndarray) -> Answer:
         self.count(teacher, len(token_pos))
         try:
-            return await self.ask_until_answered(teacher, views, token_pos)
+            summary, tokens, seconds = await self.ask_until_answered(teacher, views, token_pos)
         finally:
             self.count(teacher, -len(token_pos))
+        if teacher in self.codecs and tokens.size:
+            tokens = await asyncio.to_thread(self.codecs[teacher].again, tokens)
+        return summary, tokens, seconds
 
     def count(self, teacher: str, views: int) -> None:
         self.asked[teacher] += views

@@ -20,6 +20,7 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, ExecutionReso
 from pathryoshka import storage
 from pathryoshka.distill.fanout import FanOut
 from pathryoshka.features import reader
+from pathryoshka.features.codec import Codec
 from pathryoshka.features.store import Stored
 from pathryoshka.patience import Patience
 from pathryoshka.tiles.ledger import Ledger, Work, remaining, undone
@@ -41,6 +42,7 @@ class Stream:
         directory: name of the teacher pool's directory actor.
         dims: teacher -> (summary width, token width), in column order.
         stored: of these, the ones whose features a store keeps, in whole or in part.
+        codecs: how tokens are made coarser, also those that are asked live, of teachers that were fitted so.
     """
 
     source: Source
@@ -52,6 +54,7 @@ class Stream:
     max_in_flight: int
     deterministic: bool
     stored: dict[str, Stored] = field(default_factory=dict)
+    codecs: dict[str, Codec] = field(default_factory=dict)
 
     @property
     def live(self) -> tuple[str, ...]:
@@ -94,7 +97,7 @@ def with_teachers(stream: Stream, views: Dataset) -> Dataset:
         return views
     return views.map_batches(
         FanOut,
-        fn_constructor_args=(stream.directory, stream.live),
+        fn_constructor_args=(stream.directory, stream.live, stream.codecs),
         batch_size=1,
         num_cpus=0.1,
         compute=ActorPoolStrategy(

@@ -35,6 +35,10 @@ class Codec:
     basis: np.ndarray | None = None
 
     @property
+    def lossy(self) -> bool:
+        return self.format in ("int8", "projected")
+
+    @property
     def item(self) -> pa.DataType:
         return pa.int8() if self.format == "int8" else pa.float16()
 
@@ -62,6 +66,10 @@ class Codec:
         if self.basis is not None:
             return (x.astype(np.float32) @ self.basis + self.mean).astype(np.float16)
         return x
+
+    def again(self, tokens_BKD: np.ndarray) -> np.ndarray:
+        """float16 [B, K, D] as they would come back out of the store."""
+        return self.decode(self.encode(tokens_BKD), tokens_BKD.shape[1])
 
     def to_bytes(self) -> bytes:
         arrays = {"scale": self.scale, "mean": self.mean, "basis": self.basis}
@@ -98,6 +106,6 @@ def fit(format: Format, tokens_ND: np.ndarray, directions: int) -> tuple[Codec, 
     else:
         return Codec(format), 0.0
     exact = held_out.astype(np.float64)
-    again = codec.decode(codec.encode(held_out[None]), len(held_out))[0].astype(np.float64)
+    again = codec.again(held_out[None])[0].astype(np.float64)
     lost = float(((exact - again) ** 2).sum() / ((exact - exact.mean(0)) ** 2).sum())
     return codec, lost

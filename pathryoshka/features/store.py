@@ -72,6 +72,11 @@ def open_store(
     return found
 
 
+def codecs_of(stored: dict[str, Stored]) -> dict[str, Codec]:
+    """What makes a teacher's tokens as coarse as the store keeps them, for whoever is asked beside it."""
+    return {name: one.codec for name, one in stored.items() if one.codec.lossy}
+
+
 def teacher_uri(store_uri: str, name: str) -> str:
     return storage.join(store_uri, TEACHERS, name)
 

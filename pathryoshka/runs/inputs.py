@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
 from pathryoshka.distill.stream import Stream
-from pathryoshka.features.store import Stored, open_store
+from pathryoshka.features.store import Stored, codecs_of, open_store
 from pathryoshka.teachers.pool import Facts
 from pathryoshka.tiles.balance import weights_of
 from pathryoshka.tiles.plan import ROWS, Plan, make_plan
@@ -84,6 +84,7 @@ def make_stream(
         max_in_flight=run.teachers.max_in_flight,
         deterministic=run.data.deterministic,
         stored=stored or {},
+        codecs=codecs_of(stored or {}),
     )
 
 

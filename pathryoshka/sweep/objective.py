@@ -64,7 +64,7 @@ def validation(asked_for: Validation, ready: Ready) -> Values:
     tiles = tiles_of(there)
     unseen = make_stream(there, tiles, plan_of(there, tiles), student_grid(run), stream.dims)
     failures = storage.join(ready.job.run_uri, "validation-failures")
-    unseen = replace(unseen, directory=stream.directory, failures_uri=failures)
+    unseen = replace(unseen, directory=stream.directory, failures_uri=failures, codecs=stream.codecs)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "standardisers.safetensors"
         path.write_bytes(storage.read_bytes(storage.join(ready.job.run_uri, path.name), run.storage))

@@ -14,13 +14,16 @@ import os
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pathryoshka import config
+from pathryoshka.features.store import codecs_of, open_store
 from pathryoshka.runs import results, shelving
 from pathryoshka.runs.devices import logical_cpus
 from pathryoshka.runs.driver import prepared
+from pathryoshka.runs.inputs import student_grid, tokens_kept
 from pathryoshka.runs.job import distill
 from pathryoshka.session import ray_session
 from pathryoshka.storage.server import S3Server
@@ -47,10 +50,14 @@ def run_for(args: argparse.Namespace, half: str, per_tile: int, mix_share: float
 
 
 def unseen(run: config.Run, half: str) -> dict[str, float]:
-    """Fraction unexplained on unmixed views of the other half's images, through live teachers, by width."""
+    """Fraction unexplained on unmixed views of the other half's images, through live teachers, by width. Tokens are as
+    coarse as the run's own, so forms of tokens do not compare by it."""
     tiles = (f"s3://learns/tiles/distil_{'ba'['ab'.index(half)]}",)
     live = config.make_run(config.overlay(run.model_dump(), {"store": {"uri": None}}))
     with prepared(live, (), print) as ready:
+        stream, grid = ready.job.stream, student_grid(run)
+        codecs = codecs_of(open_store(run, stream.source.plan, grid, tokens_kept(run, grid)))
+        ready = replace(ready, job=replace(ready.job, stream=replace(stream, codecs=codecs)))
         return validation(Validation(tiles=tiles, num_views=UNSEEN), ready)
 
 
