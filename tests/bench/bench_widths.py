@@ -35,7 +35,7 @@ CFG = config.Storage()
 def tiles(folder: Path) -> str:
     source, to = os.environ.get("PATHRYOSHKA_REAL_DATA"), str(folder / "tiles")
     if not source:
-        write_phantom(to, CFG, num_tiles=1980, num_patients=16)
+        write_phantom(to, CFG, num_tiles=1980, num_patients=16, num_sites=2)
         return to
     write_images(Path(source), folder / "images")
     sheets = [folder / "images" / f"glas_{half}.csv" for half in "ab"]
