@@ -74,6 +74,41 @@ def test_a_torn_checkpoint_is_not_chosen(run: str, harm: str) -> None:
     assert checkpoint.choose(run, CFG) == first
 
 
+def test_a_run_goes_on_from_where_another_stands(run: str, tmp_path: Path) -> None:
+    other = str(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="has no checkpoint that"):
+        checkpoint.take_over(run, 1, other, CFG)
+    for where, steps in ((run, (5, 10)), (other, (10,))):
+        attempt(where, 1)
+        for step in steps:
+            write(where, step, 1)
+    (Path(checkpoint.folder(other, Ref(10, 1))) / "engine" / "theirs.pt").write_bytes(b"not in its record")
+    checkpoint.write_best(run, {"checkpoint": Ref(5, 1).name, "loss": 0.1}, CFG)
+    mine = checkpoint.take_over(run, 2, other, CFG)
+    assert mine == Ref(10, 2) == checkpoint.choose(run, CFG) and checkpoint.best(run, CFG) is None
+    copied = checkpoint.fetch(run, mine, tmp_path / "copied", CFG)
+    shards = [root / "engine" / "shard_1.pt" for root in (copied, Path(checkpoint.folder(other, Ref(10, 1))))]
+    assert shards[0].read_bytes() == shards[1].read_bytes()
+    write(run, 15, 1)  # by whoever lost the run's lease
+    assert attempt(run, 3) == mine
+    assert checkpoint.choose(other, CFG) == Ref(10, 1), "the other one is left as it was"
+
+
+def test_a_copy_that_was_cut_off_is_not_gone_on_from(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = str(tmp_path / "other")
+    for where in (run, other):
+        attempt(where, 1)
+        write(where, 10 if where == other else 5, 1)
+
+    def killed(uri: str, cfg: config.Storage) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage, "delete", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.take_over(run, 2, other, CFG)
+    assert Ref(10, 2) in checkpoint.complete(run, CFG) and checkpoint.choose(run, CFG) == Ref(5, 1)
+
+
 def test_a_flipped_bit_is_found_when_fetched(run: str, tmp_path: Path) -> None:
     attempt(run, 1)
     last = write(run, 10, 1)

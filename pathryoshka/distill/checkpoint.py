@@ -16,6 +16,7 @@ import json
 import queue
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -126,6 +127,28 @@ def record_attempt(run_uri: str, token: int, cfg: config.Storage, at_most: int |
     uri = storage.join(run_uri, "attempts", f"{token:06d}.json")
     storage.write_json(uri, {"token": token, "resumed_from": ref.name if ref else None}, cfg)
     return ref
+
+
+def take_over(run_uri: str, token: int, other_uri: str, cfg: config.Storage) -> Ref:
+    """Has a run go on from where another one stands, whose student and optimizer have the same shape.
+
+    The copy lies under `token`, which the run's lease gave, and counts once `attempts/<token>.json` is there: the last
+    thing to be written.
+
+    Raises:
+        CheckpointError: the other one has no checkpoint, or a damaged one.
+    """
+    theirs, before = choose(other_uri, cfg), choose(run_uri, cfg)
+    if theirs is None:
+        raise CheckpointError(f"{other_uri} has no checkpoint that {run_uri} could take over")
+    mine = Ref(theirs.step, token)
+    with tempfile.TemporaryDirectory(prefix="pathryoshka-") as scratch:
+        local = fetch(other_uri, theirs, Path(scratch) / mine.name, cfg)
+        storage.upload_folder(local, folder(run_uri, mine), cfg)
+    storage.delete(storage.join(run_uri, "best.json"), cfg)  # it was the best of a past that is left behind
+    attempt = {"token": token, "resumed_from": before.name if before else None, "of": folder(other_uri, theirs)}
+    storage.write_json(storage.join(run_uri, "attempts", f"{token:06d}.json"), attempt, cfg)
+    return mine
 
 
 def read_state(run_uri: str, ref: Ref, cfg: config.Storage) -> dict[str, Any]:

@@ -20,6 +20,16 @@ WRITE_S = 5.0
 """Between two writes while only figures change."""
 
 
+class Takeover(BaseModel):
+    """That a trial went on from the checkpoint of a better one after so many views; `before`: its point until then."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    views: int
+    of: str
+    before: Point
+
+
 class Trial(BaseModel):
     """One run of a sweep.
 
@@ -28,6 +38,7 @@ class Trial(BaseModel):
         status: `stopped` by the scheduler or a budget, before its plan was done.
         curve: (views, fraction unexplained) of each log line.
         values: what the objectives are chosen from, once it has finished.
+        taken: what it took over from others, oldest first; `point` is what it goes on with.
         seconds: of wall time, all its attempts together; `views`: presented so far.
     """
 
@@ -43,15 +54,17 @@ class Trial(BaseModel):
     views: int = 0
     curve: list[tuple[int, float]] = []
     values: dict[str, float] = {}
+    taken: list[Takeover] = []
 
 
 class Record(BaseModel):
-    """All trials, and the wall time of the sweep's sessions."""
+    """All trials, the wall time of the sweep's sessions, and the rungs at which a population has evolved."""
 
     model_config = ConfigDict(extra="forbid")
 
     trials: dict[str, Trial] = {}
     seconds: float = 0.0
+    evolved: list[int] = []
 
     def trial(self, name: str, point: Point) -> Trial:
         if name not in self.trials:

@@ -13,7 +13,7 @@ from pathryoshka.evaluate.pictures import to_svg
 from pathryoshka.evaluate.report import duration
 from pathryoshka.page import drawing, page, table
 from pathryoshka.sweep import figures
-from pathryoshka.sweep.record import Record, Trial, read_record, sweep_uri
+from pathryoshka.sweep.record import Record, Trial, read_record, sweep_uri, trials_root
 from pathryoshka.sweep.space import METRICS, Objective, Sweep, describe, run_of, short
 from pathryoshka.sweep.worth import Importance, best, finished, importance, pareto
 
@@ -44,6 +44,11 @@ def best_yaml(sweep: Sweep, base: config.Run, winner: Trial) -> str:
     run = run_of(base, winner.point).model_copy(update={"name": f"{base.name}-best"})
     changed = differences(base.model_dump(mode="json"), run.model_dump(mode="json"))
     said = "".join(f"#   {key}: {value!r} (base: {old!r})\n" for key, old, value in changed if key != "name")
+    if winner.taken:
+        said += (
+            "# Its values changed while it trained; these are the last, and a run that begins with them is another.\n"
+            f"# The student that was measured is {trials_root(base)}/{winner.id}.\n"
+        )
     values = ", ".join(f"{o.metric} {short(winner.values[o.metric])}" for o in sweep.objective)
     head = f"# Trial {winner.number} of sweep {base.name}: {values}. pathryoshka distill --config best.yaml\n{said}"
     return head + yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False)
@@ -64,13 +69,14 @@ def render(sweep: Sweep, base: config.Run, record: Record) -> str:
         says = "Parallel coordinates: one line a finished trial, from its parameters to its objective, best on top."
         parts += ["<h2>What the trials were and what came of them</h2>"]
         parts.append(draw("parallel", says, lambda narrow: figures.parallel(trials, sweep, winner, narrow=narrow)))
-    parts += ["<h2>How much each parameter matters</h2>", importance_part(importance(trials, sweep), sweep)]
+    if sweep.scheduler != "pbt":  # values that a trial ended with are not what made it good
+        parts += ["<h2>How much each parameter matters</h2>", importance_part(importance(trials, sweep), sweep)]
     parts += front_part(sweep, trials, winner)
     says = "Fraction unexplained on training views against views, one line a trial; a cross ends one that was stopped."
     if any(trial.curve for trial in trials):
         parts.append("<h2>How they learned</h2>")
         parts.append(draw("curves", says, lambda narrow: figures.curves(trials, winner, narrow=narrow)))
-    parts += ["<h2>All trials</h2>", trial_table(sweep, trials, winner), "<h2>What to keep in mind</h2>"]
+    parts += ["<h2>All trials</h2>", trial_table(sweep, record, trials, winner), "<h2>What to keep in mind</h2>"]
     parts.append(f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in remarks(sweep, base))}</ul>")
     trees = {"sweep": sweep.model_dump(mode="json", exclude_none=True), **base.model_dump(mode="json")}
     text = escape(yaml.safe_dump(trees, sort_keys=False))
@@ -150,7 +156,14 @@ def front_part(sweep: Sweep, trials: list[Trial], winner: Trial | None) -> list[
     return ["<h2>What better costs</h2>", *parts] if parts else []
 
 
-def trial_table(sweep: Sweep, trials: list[Trial], winner: Trial | None) -> str:
+def history(record: Record, trial: Trial) -> str:
+    """What a trial was before it took over a better one, last first."""
+    steps = reversed(trial.taken)
+    was = [f"{t.views:,} views: from trial {record.trials[t.of].number}; was {describe(t.before)}" for t in steps]
+    return "".join(f"<br><small>{escape(line)}</small>" for line in was)
+
+
+def trial_table(sweep: Sweep, record: Record, trials: list[Trial], winner: Trial | None) -> str:
     metrics = list(dict.fromkeys([o.metric for o in sweep.objective] + ["unexplained", "num_params"]))
     rows = []
     for trial in trials:
@@ -160,7 +173,8 @@ def trial_table(sweep: Sweep, trials: list[Trial], winner: Trial | None) -> str:
             v or (f"<small>{last}</small>" if m == "unexplained" else "") for m, v in zip(metrics, shown, strict=True)
         ]
         status = trial.status + (f", {trial.failures} failures" if trial.failures else "")
-        cells = [f"{trial.number} <small>{escape(trial.id)}</small>", status, escape(describe(trial.point)), *values]
+        point = escape(describe(trial.point)) + history(record, trial)
+        cells = [f"{trial.number} <small>{escape(trial.id)}</small>", status, point, *values]
         cells += [f"{trial.views:,}", duration(trial.seconds), escape(trial.error)]
         rows.append(("student" if winner is not None and trial.id == winner.id else "", cells))
     head = ["trial", "status", "point", *metrics, "views", "time", "error"]
@@ -170,6 +184,8 @@ def trial_table(sweep: Sweep, trials: list[Trial], winner: Trial | None) -> str:
 def remarks(sweep: Sweep, base: config.Run) -> list[str]:
     notes = [f"{o.metric}: {METRICS[o.metric.partition('/')[0]]}." for o in sweep.objective]
     notes.append("One seed a trial: train the best few with other seeds before you believe a small difference.")
-    if sweep.scheduler != "none":
+    if sweep.scheduler == "pbt":
+        notes.append("Values are those that a trial ended with; what it had before, and from whom, the table says.")
+    elif sweep.scheduler != "none":
         notes.append("Trials are compared in the middle of their schedules: what learns slowly at first is stopped.")
     return notes

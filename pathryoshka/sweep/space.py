@@ -27,6 +27,8 @@ FIXED = re.compile(r"(name|recipe|storage|metrics|export)(\..*)?|train\.(log_eve
 """What the sweep itself decides, or what changes nothing that is computed."""
 YARDSTICK = re.compile(r"teachers\..*|standardise\..*|loss\.(summary|tokens|kinds.*)|views\..*")
 """What a fraction unexplained depends on for other reasons than how well a student learned."""
+MOVABLE = re.compile(r"optim\.(lr|min_lr_share|warmup_share)|loss\.((weights|widths)\..*|teacher_drop|relation)")
+"""Numbers that may change while a student trains: neither its shape nor its optimizer's state depends on them."""
 METRICS = {
     "unexplained": "fraction unexplained at the last log line, mean of the teachers; training views",
     "validation": "the same on views of sweep.validation.tiles, which training never saw",
@@ -113,10 +115,11 @@ class Validation(Section):
 
 
 class Rungs(Section):
-    """Where asha and halving compare trials: at `grace_share` of the plan, `reduction` times that, and so on."""
+    """Where trials are compared: asha and halving at `grace_share` of the plan, `reduction` times that, and so on; pbt
+    at each `grace_share`."""
 
     grace_share: float = Field(0.15, gt=0, le=1, description="share of plan.num_views that no trial is denied")
-    reduction: float = Field(4, gt=1, description="one of so many goes on at each rung")
+    reduction: float = Field(4, gt=1, description="one of so many goes on at each rung; pbt: takes over a better one")
 
 
 class Sweep(Section):
@@ -130,8 +133,10 @@ class Sweep(Section):
         Objective(),
     )
     validation: Validation = Validation()
-    scheduler: Literal["none", "asha", "halving"] = Field(
-        "none", description="stops what is behind, by fraction unexplained: asha each by itself, halving in lock-step"
+    scheduler: Literal["none", "asha", "halving", "pbt"] = Field(
+        "none",
+        description="what becomes of trials that are behind by fraction unexplained: asha stops each by itself, "
+        "halving in lock-step, pbt has them take over better ones, in lock-step",
     )
     rungs: Rungs = Rungs()
     lockstep: int = Field(0, ge=0, description="students a stream, trained together; 0 = each its own")
@@ -150,9 +155,15 @@ class Sweep(Section):
         if not self.objective:
             raise ValueError("objective is empty")
         if self.lockstep and (self.search == "optuna" or self.scheduler == "asha"):
-            raise ValueError("lockstep trains known trials together; use search: grid or random, scheduler: halving")
-        if self.scheduler == "halving" and not self.lockstep:
-            raise ValueError("halving is for trials in lock-step; say how many, lockstep: 8, or use scheduler: asha")
+            raise ValueError(
+                "lockstep trains known trials together; use search: grid or random, scheduler: halving or pbt"
+            )
+        if self.scheduler in ("halving", "pbt") and not self.lockstep:
+            raise ValueError(
+                f"{self.scheduler} is for trials in lock-step; say how many, lockstep: 8, or use scheduler: asha"
+            )
+        if self.scheduler == "pbt":
+            self.refuse_what_cannot_move()
         if self.max_cost and not self.cost_per_hour:
             raise ValueError("max_cost needs cost_per_hour")
         if any(o.metric.startswith("validation") for o in self.objective) and not self.validation.tiles:
@@ -172,6 +183,16 @@ class Sweep(Section):
             if FIXED.fullmatch(key):
                 raise ValueError(f"{key} cannot be swept: the sweep decides it, or nothing depends on it")
         return self
+
+    def refuse_what_cannot_move(self) -> None:
+        for key, axis in self.space.items():
+            if not MOVABLE.fullmatch(key):
+                raise ValueError(
+                    f"pbt cannot move {key} while a student trains; it moves learning rates and weights of losses, use "
+                    "scheduler: halving for the rest"
+                )
+            if not all(isinstance(value, int | float) for value in axis.corners):
+                raise ValueError(f"pbt moves numbers; {key} has others")
 
 
 def load_sweep(file: str | Path, recipe: str = "demo", settings: Sequence[str] = ()) -> tuple[Sweep, Run]:
@@ -197,12 +218,14 @@ def load_sweep(file: str | Path, recipe: str = "demo", settings: Sequence[str] =
 
 
 def refuse_impossible_points(sweep: Sweep, base: Run) -> None:
-    """Every point of a grid, every point that random search will draw, and for Optuna every corner of the space.
+    """Every point of a grid, every point that random search will draw, and where points are found on the way (Optuna,
+    pbt) every corner of the space.
 
     Raises:
         ConfigError: names the point.
     """
-    for point in points(sweep) or corners(sweep):
+    known = points(sweep)
+    for point in [*known, *([] if known and sweep.scheduler != "pbt" else corners(sweep))]:
         run_of(base, point)
 
 

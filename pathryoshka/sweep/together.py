@@ -2,7 +2,7 @@
 
 For points that are known beforehand and differ only in student, loss, optimizer and standardisers. They train to the
 end together, or by successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): all of them to the first rung,
-the best one of `rungs.reduction` to the next.
+the best one of `rungs.reduction` to the next; or as a population, see `population`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathryoshka.distill.metrics import read_metrics, unexplained
 from pathryoshka.runs.driver import NotFinite, Ready, Result, fit, prepared, refuse_unlike
 from pathryoshka.sweep.follow import spent
 from pathryoshka.sweep.objective import measure
+from pathryoshka.sweep.population import decided, evolve
 from pathryoshka.sweep.record import Recorder, Trial, outcome_uri
 from pathryoshka.sweep.space import Point, Sweep, describe, points, short
 from pathryoshka.sweep.trial import trial_run
@@ -31,7 +32,8 @@ def run_groups(sweep: Sweep, base: config.Run, shared: Shared | None, recorder: 
     """Rung after rung, group after group, until all is done or a budget is spent. A group that fails is tried again
     from its checkpoints and then reported, and the next one begins. What a rung decides follows from the trials' curves
     alone, so a sweep that is resumed decides the same."""
-    alive, trials = entries_of(sweep, base), recorder.record.trials
+    trials = recorder.record.trials
+    alive = entries_of(sweep, base, trials)
     rungs = rungs_of(sweep, alive[0][1].plan.num_views)
     for rung in rungs:
         until = rung if rung < rungs[-1] else None
@@ -40,7 +42,7 @@ def run_groups(sweep: Sweep, base: config.Run, shared: Shared | None, recorder: 
         groups = [
             pool[start : start + sweep.lockstep] for pool in pools for start in range(0, len(pool), sweep.lockstep)
         ]
-        for group in groups:
+        for group in [] if decided(recorder.record, rung) else groups:
             todo = [(point, run) for point, run in group if not arrived(trials.get(run.name), until)]
             if not todo:
                 continue
@@ -48,19 +50,28 @@ def run_groups(sweep: Sweep, base: config.Run, shared: Shared | None, recorder: 
                 say(f"the sweep ends: {said}")
                 return
             train_group(sweep, base, shared, recorder, todo, until, say)
-        if until:
+        if until and sweep.scheduler == "pbt":
+            runs = [run for _, run in alive]
+            scores = {run.name: at_rung(trials[run.name], rung) for run in runs}
+            if all(score is None for score in scores.values()):
+                return
+            evolve(sweep, runs, scores, rung, recorder, say)
+            alive = entries_of(sweep, base, trials)
+        elif until:
             alive = survivors(alive, trials, rung, sweep.rungs.reduction, say)
             recorder.write(force=True)
 
 
-def entries_of(sweep: Sweep, base: config.Run) -> list[Entry]:
-    """The points in their order, with the runs that they stand for.
+def entries_of(sweep: Sweep, base: config.Run, trials: Mapping[str, Trial]) -> list[Entry]:
+    """The points in their order, as they are by now, with the runs that they stand for.
 
     Raises:
         ConfigError: two that train together need streams of their own; names the section.
     """
-    entries = [(point, trial_run(sweep, base, point, f"t{n:04d}")) for n, point in enumerate(points(sweep))]
-    together = len(entries) if sweep.scheduler == "halving" else sweep.lockstep
+    named = {f"t{n:04d}": point for n, point in enumerate(points(sweep))}
+    now = {name: trials[name].point if name in trials else point for name, point in named.items()}
+    entries = [(point, trial_run(sweep, base, point, name)) for name, point in now.items()]
+    together = sweep.lockstep if sweep.scheduler == "none" else len(entries)
     for start in range(0, len(entries), together):
         refuse_unlike([run for _, run in entries[start : start + together]])
     return entries
@@ -68,10 +79,14 @@ def entries_of(sweep: Sweep, base: config.Run) -> list[Entry]:
 
 def rungs_of(sweep: Sweep, num_views: int) -> list[int]:
     """Views after which trials are compared, ascending; the last is the whole plan."""
-    rungs, at = [], sweep.rungs.grace_share * num_views
-    while sweep.scheduler == "halving" and at < num_views:
-        rungs.append(round(at))
-        at *= sweep.rungs.reduction
+    rungs: list[int] = []
+    first, reduction = sweep.rungs.grace_share * num_views, sweep.rungs.reduction
+    while sweep.scheduler != "none":
+        done = len(rungs)
+        rung = round(first * (reduction**done if sweep.scheduler == "halving" else done + 1))
+        if rung >= num_views:
+            break
+        rungs.append(rung)
     return [*rungs, num_views]
 
 
@@ -126,11 +141,12 @@ def train_group(
         trial.status = "running"
         say(f"trial {trial.number}: in lock-step with {len(group) - 1} others, {describe(trial.point)}")
     recorder.write(force=True)
+    may_move = tuple(sweep.space) if sweep.scheduler == "pbt" else ()
     before = [trial.seconds for trial in trials]
     started = time.monotonic()
     for attempt in range(sweep.max_failures + 1):
         try:
-            with prepared(runs[0], (), say, shared, beside=runs[1:]) as ready:
+            with prepared(runs[0], may_move, say, shared, beside=runs[1:]) as ready:
                 fit(replace(ready, job=replace(ready.job, until=until)), say)
                 measured = () if until else ready.job.entrants
                 found = {each.run.name: measure(sweep, base, *alone(ready, each)) for each in measured}

@@ -38,6 +38,7 @@ HOW: dict[str, dict[str, Any]] = {
     "grid": {"lockstep": 12},
     "halving": {"scheduler": "halving", "lockstep": 12},
     "asha": {"scheduler": "asha", "max_concurrent": 1},
+    "pbt": {"scheduler": "pbt", "lockstep": 12},
 }
 
 
@@ -68,8 +69,10 @@ def seeds_of(trial: Trial, run: config.Run) -> list[float]:
     return [statistics.mean(shares.values()) for shares in ends]
 
 
-def main() -> None:
-    args = options()
+def all_of(
+    args: argparse.Namespace, hows: tuple[str, ...]
+) -> tuple[config.Run, Cost, dict[str, Record], dict[str, Cost]]:
+    """The base run, what filling its store cost, and the sweeps one after the other with their costs."""
     with_tiles(args)
     for name in ("store-asha", "runs/asha"):
         shutil.rmtree(args.work / name, ignore_errors=True)
@@ -78,8 +81,14 @@ def main() -> None:
     filling = cost_of(base, "filling the store", lambda: shelving.fill(base, say=quiet))
     found: dict[str, Record] = {}
     costs: dict[str, Cost] = {}
-    for how in HOW:
+    for how in hows:
         costs[how] = cost_of(None, how, lambda how=how: found.update({how: swept(base, how, args)}))  # type: ignore[misc]
+    return base, filling, found, costs
+
+
+def main() -> None:
+    args = options()
+    base, filling, found, costs = all_of(args, ("grid", "halving", "asha"))
     by_point = {str(trial.point): trial for trial in found["grid"].with_status("finished")}
     best = best_of(found["grid"])
     values = [best.values["unexplained"], *seeds_of(best, base)]
