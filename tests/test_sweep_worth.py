@@ -14,7 +14,8 @@ from pathryoshka.changes import differences
 from pathryoshka.evaluate.scores import Row, Scores
 from pathryoshka.recipes import debug
 from pathryoshka.sweep.follow import spent
-from pathryoshka.sweep.record import Record, Recorder, Trial, read_record
+from pathryoshka.sweep.objective import late_share
+from pathryoshka.sweep.record import Record, Recorder, Takeover, Trial, read_record
 from pathryoshka.sweep.report import render, report_sweep
 from pathryoshka.sweep.space import Objective, Sweep
 from pathryoshka.sweep.widths import WidthError, choose_widths, mean_curve
@@ -151,6 +152,21 @@ def test_the_page_tells_of_every_trial_and_the_winner_becomes_a_config(base: con
     assert yaml.safe_load((tmp_path / "s" / "best.yaml").read_text())["storage"]["root"] == str(tmp_path)
 
 
+def test_the_page_of_a_population_says_who_took_over_what(base: config.Run) -> None:
+    sweep = Sweep.model_validate({"space": {"optim.lr": {"loguniform": [1e-4, 1e-2]}}, "scheduler": "pbt",
+                                  "search": "random", "lockstep": 4})  # fmt: skip
+    taken = [Takeover(views=600, of="t0", before={"optim.lr": 1e-4})]
+    trials = [trial(0, 0.5, point={"optim.lr": 1e-3}), trial(1, 0.3, point={"optim.lr": 8e-4}, taken=taken)]
+    recorder = Recorder(base)
+    recorder.record.trials = {t.id: t for t in trials}
+    recorder.write(force=True)
+    page, best_file = (Path(where).read_text() for where in report_sweep(sweep, base))
+    assert "optim.lr=0.0008<br><small>600 views: from trial 0; was optim.lr=0.0001</small>" in page
+    assert "How much each parameter matters" not in page and "what it had before, and from whom" in page
+    assert "# Its values changed while it trained" in best_file and "/trials/t1." in best_file
+    assert config.load_run("demo", Path(report_sweep(sweep, base)[1])).optim.lr == 8e-4
+
+
 def test_a_page_of_a_sweep_of_which_nothing_finished(base: config.Run) -> None:
     with pytest.raises(config.ConfigError, match="has no trial yet"):
         report_sweep(SWEEP, base)
@@ -189,3 +205,12 @@ def test_the_curve_is_the_students_mean_over_data_sets() -> None:
     )  # fmt: skip
     scores = Scores(rows=rows, differences=(), datasets=(), costs=(), widths=(16, 32))
     assert mean_curve(scores) == pytest.approx({16: 0.6, 32: 0.8})
+
+
+def test_a_students_last_state_is_not_measured_by_a_few_views() -> None:
+    lines = [
+        {"views": v, "unexplained/a": x, "unexplained/b": x + 0.2} for v, x in ((500, 0.9), (960, 0.5), (1000, 0.1))
+    ]
+    assert late_share(lines, 1000) == pytest.approx((460 * 0.6 + 40 * 0.2) / 500), "40 views are less than a twentieth"
+    assert late_share(lines, 800) == pytest.approx(0.2)
+    assert late_share(lines[:1], 100_000) == pytest.approx(1.0), "what there is, where it is less"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -14,7 +16,7 @@ from pathryoshka import config, storage
 from pathryoshka.distill.losses import distill_terms, teacher_weights
 from pathryoshka.distill.measure import Metrics, add, reduce_metrics
 from pathryoshka.distill.measure import measure as measured
-from pathryoshka.distill.metrics import unexplained
+from pathryoshka.distill.metrics import read_metrics, unexplained
 from pathryoshka.distill.step import standardise
 from pathryoshka.distill.stream import make_dataset, micro_batch_of
 from pathryoshka.evaluate.compare import evaluate
@@ -27,6 +29,8 @@ from pathryoshka.teachers import standardize
 from pathryoshka.tiles.ledger import Ledger
 
 Values = dict[str, float]
+LATE = 0.05
+"""Share of a plan over which a student's last state is measured: a line may be of very few views."""
 
 
 def measure(sweep: Sweep, base: config.Run, ready: Ready, result: Result) -> Values:
@@ -37,8 +41,7 @@ def measure(sweep: Sweep, base: config.Run, ready: Ready, result: Result) -> Val
     """
     run = ready.job.run
     asked = {objective.metric.partition("/")[0] for objective in sweep.objective}
-    shares = unexplained(result.metrics)
-    values = {"unexplained": float(np.mean(list(shares.values())))}
+    values = {"unexplained": late_share(read_metrics(result.run_uri, run.storage), run.plan.num_views)}
     values["full_width"] = float(run.student.widths[-1])
     student = results.fresh_module(run, run.train.seed).student
     values |= {"num_params": float(student.num_params), "gflops": student.gflops()}
@@ -50,6 +53,18 @@ def measure(sweep: Sweep, base: config.Run, ready: Ready, result: Result) -> Val
         scores: Values = ray.get(task.remote(run, base))
         values |= scores
     return values
+
+
+def late_share(lines: Sequence[Mapping[str, Any]], num_views: int) -> float:
+    """Fraction unexplained, mean of the teachers, over the last log lines that make up `LATE` of the plan, by views."""
+    starts = [0.0, *(line["views"] for line in lines[:-1])]
+    total, seen = 0.0, 0.0
+    for line, start in zip(reversed(lines), reversed(starts), strict=True):
+        views = line["views"] - start
+        total, seen = total + views * float(np.mean(list(unexplained(line).values()))), seen + views
+        if seen >= LATE * num_views:
+            break
+    return total / seen
 
 
 def validation(asked_for: Validation, ready: Ready) -> Values:

@@ -30,7 +30,7 @@ YARDSTICK = re.compile(r"teachers\..*|standardise\..*|loss\.(summary|tokens|kind
 MOVABLE = re.compile(r"optim\.(lr|min_lr_share|warmup_share)|loss\.((weights|widths)\..*|teacher_drop|relation)")
 """Numbers that may change while a student trains: neither its shape nor its optimizer's state depends on them."""
 METRICS = {
-    "unexplained": "fraction unexplained at the last log line, mean of the teachers; training views",
+    "unexplained": "fraction unexplained, mean of the teachers, over at least the last twentieth of the training views",
     "validation": "the same on views of sweep.validation.tiles, which training never saw",
     "probe": "balanced accuracy of a linear probe by unseen group, mean of evaluate.tiles, at full width",
     "num_params": "parameters of the student",

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import statistics
 from typing import Any
 
 import yaml
 
 from pathryoshka import config
 from pathryoshka.distill import checkpoint
-from pathryoshka.distill.metrics import read_metrics, unexplained
+from pathryoshka.distill.metrics import read_metrics
 from pathryoshka.recipes import as_file
 from pathryoshka.runs import shelving
 from pathryoshka.runs.job import distill_together
+from pathryoshka.sweep.objective import late_share
 from pathryoshka.sweep.record import Record, Trial
 from pathryoshka.sweep.run import run_sweep
 from pathryoshka.sweep.space import load_sweep, run_of
@@ -65,18 +65,17 @@ def seeds_of(trial: Trial, run: config.Run) -> list[float]:
     over = [{"name": f"seed{seed}", "train": {"seed": seed}} for seed in SEEDS]
     runs = [config.make_run(config.overlay(base.model_dump(), one)) for one in over]
     cost_of(runs[0], "the best point with other seeds", lambda: distill_together(runs, say=quiet))
-    ends = [unexplained(read_metrics(checkpoint.uri_of(one), one.storage)[-1]) for one in runs]
-    return [statistics.mean(shares.values()) for shares in ends]
+    return [late_share(read_metrics(checkpoint.uri_of(one), one.storage), one.plan.num_views) for one in runs]
 
 
 def all_of(
-    args: argparse.Namespace, hows: tuple[str, ...]
+    args: argparse.Namespace, hows: tuple[str, ...], **over: Any
 ) -> tuple[config.Run, Cost, dict[str, Record], dict[str, Cost]]:
     """The base run, what filling its store cost, and the sweeps one after the other with their costs."""
     with_tiles(args)
     for name in ("store-asha", "runs/asha"):
         shutil.rmtree(args.work / name, ignore_errors=True)
-    over = {"store": {"uri": str(args.work / "store-asha")}, "loss": {"weights": {}}}
+    over |= {"store": {"uri": str(args.work / "store-asha")}, "loss": {"weights": {}}}
     base = config.make_run(config.overlay(students(args, "asha")[0].model_dump(), over))
     filling = cost_of(base, "filling the store", lambda: shelving.fill(base, say=quiet))
     found: dict[str, Record] = {}
