@@ -163,6 +163,7 @@ def test_the_page_of_a_population_says_who_took_over_what(base: config.Run) -> N
     page, best_file = (Path(where).read_text() for where in report_sweep(sweep, base))
     assert "optim.lr=0.0008<br><small>600 views: from trial 0; was optim.lr=0.0001</small>" in page
     assert "How much each parameter matters" not in page and "what it had before, and from whom" in page
+    assert "the student that was measured is <code>trials/t1</code>" in page
     assert "# Its values changed while it trained" in best_file and "/trials/t1." in best_file
     assert config.load_run("demo", Path(report_sweep(sweep, base)[1])).optim.lr == 8e-4
 

@@ -121,7 +121,12 @@ def winner_part(sweep: Sweep, base: config.Run, winner: Trial) -> str:
         "<code>best.yaml</code> beside this page is its whole config, as run "
         f"{escape(base.name)}-best: <code>pathryoshka distill --config best.yaml</code>"
     )
-    return f"<p>{said}</p>{table(['trial ' + str(winner.number), ''], rows)}"
+    if winner.taken:
+        said += (
+            ". Its values changed while it trained, so that is another run; the student that was measured is "
+            f"<code>trials/{escape(winner.id)}</code>"
+        )
+    return f"<p>{said}.</p>{table(['trial ' + str(winner.number), ''], rows)}"
 
 
 def importance_part(found: Importance | str, sweep: Sweep) -> str:
