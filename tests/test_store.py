@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 
 from pathryoshka import config, storage
+from pathryoshka.distill.fanout import FanOut
 from pathryoshka.features import recipe as recipes
 from pathryoshka.features import upkeep
 from pathryoshka.features.coverage import StoreError, read_coverage
-from pathryoshka.runs.inputs import plan_of, tiles_of
+from pathryoshka.features.store import codecs_of, open_store
+from pathryoshka.runs.inputs import plan_of, tiles_of, tokens_kept
 from pathryoshka.storage import parquet
 from pathryoshka.tiles import views
 from tests.stores import answers, encoders, fill_here, grid_of, read_here, run_of
@@ -281,6 +284,30 @@ def test_smaller_tokens_lose_what_the_recipe_says(tmp_path: Path, how: str, most
     x, y = np.concatenate(exact), np.concatenate(again)
     lost = ((x - y) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
     assert recipe.lost / 1.5 < lost < recipe.lost * 1.5
+
+
+def test_a_teacher_asked_beside_coarser_tokens_answers_as_coarsely(tmp_path: Path) -> None:
+    run = run_of(tmp_path, store={"uri": str(tmp_path / "small"), "tokens": "projected", "directions": 4})
+    fill_here(run)
+    grid = grid_of(run)
+    stored = open_store(run, plan_of(run, tiles_of(run)), grid, tokens_kept(run, grid), lambda _: None)
+    loaded, batch = encoders(run, grid), read_here(run)[0]
+    live = answers(loaded, batch)
+
+    async def teacher(name: str, views: Any, token_pos: np.ndarray) -> Any:
+        return live[f"{name}.summary"], live[f"{name}.tokens"], 0.0
+
+    asker = FanOut.__new__(FanOut)  # what it does with an answer, without actors to get one from
+    asker.codecs, asker.count, asker.ask_until_answered = codecs_of(stored), lambda *_: None, teacher  # type: ignore
+    real = batch["weight"] > 0
+    for name in run.teachers.models:
+        summary, tokens, _ = asyncio.run(asker.ask(name, None, batch["token_pos"]))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(summary[real], batch[f"{name}.summary"][real])
+        np.testing.assert_allclose(tokens[real], batch[f"{name}.tokens"][real], rtol=2e-3, atol=2e-3)
+        assert np.abs(tokens[real] - live[f"{name}.tokens"][real]).max() > 0.05, "exact tokens are others"
+    exact = run_of(tmp_path)
+    fill_here(exact)
+    assert codecs_of(open_store(exact, plan_of(exact, tiles_of(exact)), grid, 4, lambda _: None)) == {}
 
 
 def test_a_run_without_losses_of_tokens_takes_any_store_and_reads_no_tokens(filled: Path) -> None:

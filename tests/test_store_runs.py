@@ -118,6 +118,7 @@ def test_training_from_the_store_is_training_with_teachers(session: None, s3: S3
     assert ledgers[0] == ledgers[1] == ledgers[2] != Ledger()
 
 
+@pytest.mark.full
 def test_teachers_asked_beside_coarser_tokens_answer_as_coarsely(session: None, s3: S3Server) -> None:
     from pathryoshka.runs import shelving
 
