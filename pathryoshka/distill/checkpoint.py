@@ -5,8 +5,8 @@
 rank files do and every size agrees, so no barrier and no rename is needed, and a torn one is never chosen. Ray Train's
 own checkpoint records are not used: they cannot tell a torn checkpoint, and they retry less than `storage` does.
 
-`<run>/attempts/<token>.json` says which checkpoint an attempt continued from. The token is the lease's, so whatever a
-driver that lost its lease still writes lies on a branch that nobody follows.
+`<run>/attempts/<token>.json` says which checkpoint an attempt continued from, or `of` which other run it took one over.
+The token is the lease's, so whatever a driver that lost its lease still writes lies on a branch that nobody follows.
 """
 
 from __future__ import annotations
