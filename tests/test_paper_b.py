@@ -20,7 +20,7 @@ from pathryoshka.tiles.phantom import write_phantom
 from tests import layouts
 from tests.runs import Driver, outcome
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1500)]
 TRIO = ("virchow2", "uni2_h", "h_optimus_1")
 STEPS = 8
 
