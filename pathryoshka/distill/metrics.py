@@ -63,6 +63,12 @@ def unexplained(values: dict[str, float]) -> dict[str, float]:
     return {key.split("/")[1]: v for key, v in values.items() if key.startswith("unexplained/") and key.count("/") == 1}
 
 
+def mean_unexplained(values: dict[str, float]) -> float:
+    """Mean of the teachers' fractions unexplained of a log line that has any."""
+    shares = unexplained(values)
+    return sum(shares.values()) / len(shares)
+
+
 def open_trackers(run: config.Run) -> list[Callable[[int, dict[str, float]], None]]:
     """MLflow and Weights & Biases where the config asks for them (extra `tracking`)."""
     trackers: list[Callable[[int, dict[str, float]], None]] = []

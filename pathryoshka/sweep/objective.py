@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from pathryoshka import config, storage
 from pathryoshka.distill.losses import distill_terms, teacher_weights
 from pathryoshka.distill.measure import Metrics, add, reduce_metrics
 from pathryoshka.distill.measure import measure as measured
-from pathryoshka.distill.metrics import read_metrics, unexplained
+from pathryoshka.distill.metrics import mean_unexplained, read_metrics
 from pathryoshka.distill.step import standardise
 from pathryoshka.distill.stream import make_dataset, micro_batch_of
 from pathryoshka.evaluate.compare import evaluate
@@ -55,13 +55,13 @@ def measure(sweep: Sweep, base: config.Run, ready: Ready, result: Result) -> Val
     return values
 
 
-def late_share(lines: Sequence[Mapping[str, Any]], num_views: int) -> float:
+def late_share(lines: Sequence[dict[str, Any]], num_views: int) -> float:
     """Fraction unexplained, mean of the teachers, over the last log lines that make up `LATE` of the plan, by views."""
     starts = [0.0, *(line["views"] for line in lines[:-1])]
     total, seen = 0.0, 0.0
     for line, start in zip(reversed(lines), reversed(starts), strict=True):
         views = line["views"] - start
-        total, seen = total + views * float(np.mean(list(unexplained(line).values()))), seen + views
+        total, seen = total + views * mean_unexplained(line), seen + views
         if seen >= LATE * num_views:
             break
     return total / seen

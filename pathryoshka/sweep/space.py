@@ -224,8 +224,8 @@ def refuse_impossible_points(sweep: Sweep, base: Run) -> None:
     Raises:
         ConfigError: names the point.
     """
-    known = points(sweep)
-    for point in [*known, *([] if known and sweep.scheduler != "pbt" else corners(sweep))]:
+    on_the_way = sweep.search == "optuna" or sweep.scheduler == "pbt"
+    for point in [*points(sweep), *(corners(sweep) if on_the_way else [])]:
         run_of(base, point)
 
 

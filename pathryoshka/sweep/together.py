@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathryoshka import config, storage
 from pathryoshka.distill import checkpoint
 from pathryoshka.distill.learner import Entrant
-from pathryoshka.distill.metrics import read_metrics, unexplained
+from pathryoshka.distill.metrics import mean_unexplained, read_metrics
 from pathryoshka.runs.driver import NotFinite, Ready, Result, fit, prepared, refuse_unlike
 from pathryoshka.sweep.follow import spent
 from pathryoshka.sweep.objective import measure
@@ -172,7 +172,7 @@ def train_group(
         each = (time.monotonic() - started) / len(runs)
         for trial, run, so_far in zip(trials, runs, before, strict=True):
             lines = read_metrics(checkpoint.uri_of(run), run.storage)
-            trial.curve = [(int(line["views"]), mean(unexplained(line))) for line in lines]
+            trial.curve = [(int(line["views"]), mean_unexplained(line)) for line in lines]
             trial.views, trial.seconds = int(lines[-1]["views"]), so_far + each
             trial.status, trial.error = "running", ""
             if run.name in found:
@@ -191,7 +191,3 @@ def alone(ready: Ready, entrant: Entrant) -> tuple[Ready, Result]:
     assert ref is not None
     job = replace(ready.job, run=run, run_uri=uri, token=entrant.token, beside=())
     return replace(ready, job=job), Result(uri, ref.name, read_metrics(uri, run.storage)[-1])
-
-
-def mean(shares: dict[str, float]) -> float:
-    return sum(shares.values()) / len(shares)

@@ -20,7 +20,7 @@ from ray import tune
 from ray.actor import ActorHandle
 
 from pathryoshka import config
-from pathryoshka.distill.metrics import unexplained
+from pathryoshka.distill.metrics import mean_unexplained, unexplained
 from pathryoshka.sweep.record import trials_root
 from pathryoshka.sweep.space import Point, Sweep, run_of
 from pathryoshka.teachers.pool import Shared
@@ -111,10 +111,9 @@ class TrialActor(tune.Trainable):
         while True:
             while self.lines:
                 line = self.lines.popleft()
-                shares = unexplained(line)
-                if not shares:
+                if not unexplained(line):
                     raise TrialError("its losses have no fraction unexplained to compare by; sweep with other losses")
-                self.last = {**line, "unexplained": sum(shares.values()) / len(shares)}
+                self.last = {**line, "unexplained": mean_unexplained(line)}
                 if line["views"] < self.job.run.plan.num_views:
                     return dict(self.last)
                 # the last line goes with the values: a scheduler would stop a trial that has reached its end unmeasured

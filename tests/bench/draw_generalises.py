@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -53,7 +52,7 @@ def score_panel(ax: Axes, points: Points) -> None:
             ax.axhline(tables[0][who], color=light(colour), linewidth=0.9, linestyle=style)  # type: ignore[arg-type]
 
 
-def draw(tables: dict[tuple[int, float, str], Table]) -> Any:
+def draw(tables: dict[tuple[int, float, str], Table]) -> Figure:
     views = {str(k): t for (k, m, how), t in sorted(tables.items()) if (m, how) == (0.5, "exact")}
     mixed = {f"{m:.0%}": t for (k, m, how), t in sorted(tables.items()) if (k, how) == (1, "exact")}
     tokens = {how: tables[1, 0.5, how] for how in ("exact", "int8", "projected") if (1, 0.5, how) in tables}
